@@ -1,0 +1,1 @@
+//! The HTTP side: control API, metrics, dashboard.

@@ -1,0 +1,1 @@
+//! The snapshot loader: RESTORE by boundary scan, commands where RESTORE cannot serve.

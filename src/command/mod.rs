@@ -1,0 +1,1 @@
+//! The command table: what the gateway knows of every command of Redis and Valkey.

@@ -1,0 +1,1 @@
+//! The TOML file, its defaults, its checks and its documentation.

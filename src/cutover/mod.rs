@@ -1,0 +1,1 @@
+//! The switch: prepare, close the gate, drain, fence, commit, open.

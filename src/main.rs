@@ -1,0 +1,3 @@
+//! The `crossfade` binary: arguments in, exit status out.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! From the journal to the destination: decode, batch with position, apply exactly once.

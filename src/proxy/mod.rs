@@ -1,0 +1,1 @@
+//! The data path: listener, worker, session, lane, pinned connection, gate.

@@ -1,0 +1,1 @@
+//! The RDB reader: opcodes, value boundaries, values, DUMP payloads.
