@@ -4,3 +4,5 @@
 //! modules serve the cold paths: decoded values and a writer.
 
 pub mod scan;
+pub mod value;
+pub mod write;

@@ -442,7 +442,10 @@ impl ReplyScanner {
                         b'*' | b'~' | b'>' if number > 0 => self.grow(number as u64)?,
                         b'%' if number > 0 => self.grow(number as u64 * 2)?,
                         // An attribute stands before the value that it describes and does not count as one.
-                        b'|' => self.outstanding += number.max(0) as u64 * 2,
+                        b'|' => {
+                            self.outstanding += 1;
+                            self.grow(number.max(0) as u64 * 2)?;
+                        }
                         _ => self.outstanding -= 1,
                     }
                 }
