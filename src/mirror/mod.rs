@@ -1,1 +1,3 @@
 //! From the journal to the destination: decode, batch with position, apply exactly once.
+
+pub mod expiry;
