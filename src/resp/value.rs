@@ -230,7 +230,8 @@ fn item(frame: &[u8], at: usize) -> Result<Item, ProtocolError> {
     let mut children = 0;
     if matches!(kind, b'$' | b'=' | b'!' | b'*' | b'~' | b'%' | b'>' | b'|') {
         let line = rest[1..end].strip_suffix(b"\r").ok_or_else(malformed)?;
-        let number: i64 = std::str::from_utf8(line).ok().and_then(|n| n.parse().ok()).ok_or_else(malformed)?;
+        let number: i64 =
+            std::str::from_utf8(line).ok().and_then(|n| n.parse().ok()).ok_or_else(malformed)?;
         let number = usize::try_from(number).ok();
         match kind {
             b'$' | b'=' | b'!' => {
