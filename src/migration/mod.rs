@@ -1,1 +1,3 @@
 //! The phases of a migration and their durable record.
+
+pub mod status;
