@@ -191,7 +191,9 @@ mod tests {
         assert_eq!((old.flavour, old.version, old.rdb_version), (Flavour::Redis, (2, 8, 17), 6));
         assert!(old.psync && !old.client_unblock && !old.restore_absttl && !old.unlink && !old.pause_write);
         let redis = concluded("redis_version:7.0.15\r\nredis_mode:cluster\r\n");
-        assert!(redis.pause_write && redis.rdb_filter && redis.pexpiretime && redis.functions && redis.cluster);
+        assert!(
+            redis.pause_write && redis.rdb_filter && redis.pexpiretime && redis.functions && redis.cluster
+        );
         assert_eq!((redis.rdb_version, redis.to_string()), (10, "Redis 7.0.15".into()));
         let valkey = concluded("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.0.0\r\n");
         assert_eq!((valkey.flavour, valkey.version, valkey.rdb_version), (Flavour::Valkey, (9, 0, 0), 80));

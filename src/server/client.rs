@@ -124,7 +124,9 @@ impl Client {
                 self.midway = false;
                 Ok(values)
             }
-            Err(cause) => Err(Error::passing(self.side, "the connection to the server failed").because(cause)),
+            Err(cause) => {
+                Err(Error::passing(self.side, "the connection to the server failed").because(cause))
+            }
         }
     }
 

@@ -111,7 +111,9 @@ impl Endpoint {
         }
         let db = match db {
             None => 0,
-            Some(text) => text.parse().map_err(|_| wrong(format!("names a db \"{text}\" that is no number")))?,
+            Some(text) => {
+                text.parse().map_err(|_| wrong(format!("names a db \"{text}\" that is no number")))?
+            }
         };
         let encrypted = scheme.starts_with("rediss") || scheme == "valkeys";
         let tls = match (encrypted, tls) {

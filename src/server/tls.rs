@@ -69,8 +69,9 @@ impl TlsClient {
         let config = match (&options.cert, &options.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => {
-                let private = PrivateKeyDer::from_pem_file(key)
-                    .map_err(|cause| wrong(format!("cannot read a key from {}", key.display())).because(cause))?;
+                let private = PrivateKeyDer::from_pem_file(key).map_err(|cause| {
+                    wrong(format!("cannot read a key from {}", key.display())).because(cause)
+                })?;
                 builder.with_client_auth_cert(certificates(cert)?, private).map_err(|cause| {
                     wrong(format!("{} and {} do not fit together", cert.display(), key.display()))
                         .because(cause)
