@@ -1,0 +1,543 @@
+//! Collects commands of the stream into batches, and reads what the destination answers. No socket, no
+//! clock: bytes and the time go in, bytes come out.
+//!
+//! A batch on the wire, in db 0:
+//!
+//! ```text
+//! MULTI
+//!   [SELECT db] command … command        as in the stream; transactions without their MULTI and EXEC
+//!   [SELECT 0] [SET crossfade:… …]       the gateway's own keys, if a FLUSHALL took them along
+//!   SET crossfade:position <mark>
+//! EXEC
+//! ```
+//! A batch ends only where no transaction of the source is open, so a transaction larger than the limits
+//! makes one large batch. A transaction of which only a part has arrived is carried over to the next batch.
+
+use std::collections::HashSet;
+
+use super::decode::Decoder;
+use super::position::POSITION_KEY;
+use super::transform::{Plan, Transform, select};
+use crate::resp::scan::{ProtocolError, ReplyScanner};
+use crate::resp::write;
+
+const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
+const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
+
+/// Memory that a buffer may keep for the next batch.
+const KEEP: usize = 4 * 1024 * 1024;
+
+/// When a batch is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Commands in one batch.
+    pub commands: usize,
+    /// Bytes in one batch. One command, or one transaction, may exceed it.
+    pub bytes: usize,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { commands: 512, bytes: 512 * 1024 }
+    }
+}
+
+/// Where a command stands in a batch, and where it ends in the stream (0: not from the stream).
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: usize,
+    end: u64,
+}
+
+/// One MULTI … EXEC.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// What goes over the wire.
+    pub wire: Vec<u8>,
+    places: Vec<Place>,
+    /// The position behind the batch.
+    pub end: u64,
+    /// The db that is selected in the stream behind the batch.
+    pub db: u32,
+    /// Commands of the stream in it.
+    pub commands: u64,
+    /// When its oldest byte arrived (unix milliseconds); 0 when it holds nothing from the stream.
+    pub oldest_ms: u64,
+}
+
+/// A command of a batch, taken apart for an error message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Its name, in capitals.
+    pub name: String,
+    /// Its first argument.
+    pub key: Option<Vec<u8>>,
+    /// The db in which it ran.
+    pub db: u32,
+    /// The offset of its last byte in the stream; 0 for a command of our own.
+    pub end: u64,
+}
+
+impl Batch {
+    /// Commands between MULTI and EXEC.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there is nothing between MULTI and EXEC.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    fn args(&self, index: usize) -> Vec<&[u8]> {
+        let start = self.places[index].at;
+        let end = self.places.get(index + 1).map_or(self.wire.len(), |next| next.at);
+        let bytes = &self.wire[start..end];
+        let limits = crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
+        match crate::resp::scan::CommandScanner::default().next(bytes, &limits) {
+            Ok(Some(frame)) if frame.argc > 0 && !frame.inline => frame.args(bytes).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes one of its commands apart.
+    pub fn name(&self, index: usize) -> Named {
+        let db = (0..index)
+            .rev()
+            .find_map(|before| {
+                let args = self.args(before);
+                let is_select = args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"SELECT"));
+                is_select.then(|| args.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok())).flatten()
+            })
+            .unwrap_or(0);
+        let args = self.args(index);
+        Named {
+            name: args.first().map(|name| String::from_utf8_lossy(name).to_uppercase()).unwrap_or_default(),
+            key: args.get(1).map(|key| key.to_vec()),
+            db,
+            end: self.places[index].end,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.wire.clear();
+        self.places.clear();
+        self.commands = 0;
+        self.oldest_ms = 0;
+        if self.wire.capacity() > KEEP {
+            self.wire = Vec::new();
+        }
+        if self.places.capacity() > KEEP / size_of::<Place>() {
+            self.places = Vec::new();
+        }
+    }
+}
+
+/// The state at the last place where a batch may end.
+#[derive(Debug, Clone, Copy)]
+struct Seal {
+    wire: usize,
+    places: usize,
+    commands: u64,
+    end: u64,
+    db: u32,
+    connection_db: u32,
+}
+
+/// Collects the next batch while the last one is being answered.
+#[derive(Debug)]
+pub struct Collector {
+    decoder: Decoder,
+    transform: Transform,
+    limits: BatchLimits,
+    open: Batch,
+    spare: Batch,
+    /// The db that is selected in the stream.
+    db: u32,
+    /// The db that is selected on the connection at the end of `open`.
+    connection_db: u32,
+    in_transaction: bool,
+    seal: Seal,
+    /// Whether the gateway's own keys have to be put back with the sealed part.
+    wiped: bool,
+    /// Commands that end at or before this offset are read and thrown away.
+    discard: u64,
+    /// Nothing behind this offset is read.
+    hold: u64,
+    /// Commands that a person decided to leave out, by the offset of their last byte.
+    skip: HashSet<u64>,
+}
+
+impl Collector {
+    /// A collector for the stream behind offset `after`, with `db` selected there.
+    pub fn new(after: u64, db: u32, transform: Transform, limits: BatchLimits) -> Self {
+        Self {
+            decoder: Decoder::new(after),
+            transform,
+            limits,
+            open: Batch::default(),
+            spare: Batch::default(),
+            db,
+            connection_db: 0,
+            in_transaction: false,
+            seal: Seal { wire: 0, places: 0, commands: 0, end: after, db, connection_db: 0 },
+            wiped: false,
+            discard: 0,
+            hold: u64::MAX,
+            skip: HashSet::new(),
+        }
+    }
+
+    /// Starts again behind another offset: what was collected is dropped. Expiry mode, skips, and the bounds
+    /// of [`Collector::discard_until`] and [`Collector::hold_at`] stay.
+    pub fn restart(&mut self, after: u64, db: u32) {
+        self.decoder = Decoder::new(after);
+        self.open.clear();
+        self.db = db;
+        self.connection_db = 0;
+        self.in_transaction = false;
+        self.seal = Seal { wire: 0, places: 0, commands: 0, end: after, db, connection_db: 0 };
+        self.wiped = false;
+        self.transform.take_wiped();
+    }
+
+    /// The transform, for what concerns expiries.
+    pub fn transform(&mut self) -> &mut Transform {
+        &mut self.transform
+    }
+
+    /// Reads commands up to this offset only for the db that they select.
+    pub fn discard_until(&mut self, offset: u64) {
+        self.discard = offset;
+    }
+
+    /// Leaves everything behind this offset unread.
+    pub fn hold_at(&mut self, offset: u64) {
+        self.hold = offset;
+    }
+
+    /// Leaves out the command that ends at this offset.
+    pub fn skip(&mut self, end: u64) {
+        self.skip.insert(end);
+    }
+
+    /// Takes bytes from the journal.
+    pub fn push(&mut self, bytes: &[u8], arrived_ms: u64) {
+        self.decoder.push(bytes, arrived_ms);
+    }
+
+    /// The offset of the last byte pushed.
+    pub fn received(&self) -> u64 {
+        self.decoder.received()
+    }
+
+    /// Where the batch that is being collected would end: no transaction is open there.
+    pub fn sealed(&self) -> (u64, u32) {
+        (self.seal.end, self.seal.db)
+    }
+
+    /// Whether something is collected that changes the destination.
+    pub fn has_effects(&self) -> bool {
+        self.seal.wire > 0
+    }
+
+    /// Whether no more can be collected before a batch is taken.
+    pub fn is_full(&self) -> bool {
+        !self.in_transaction
+            && (self.open.wire.len() >= self.limits.bytes || self.open.places.len() >= self.limits.commands)
+    }
+
+    /// When the oldest byte arrived that has been pushed and has not been taken with a batch.
+    pub fn oldest_ms(&self) -> Option<u64> {
+        if self.open.oldest_ms != 0 { Some(self.open.oldest_ms) } else { self.decoder.oldest_ms() }
+    }
+
+    /// Reads what was pushed, as far as there is room.
+    ///
+    /// # Errors
+    /// The bytes are no replication stream.
+    pub fn collect(&mut self) -> Result<(), ProtocolError> {
+        while !self.is_full() && self.seal.end < self.hold {
+            let Some(command) = self.decoder.next()? else {
+                self.decoder.shrink();
+                break;
+            };
+            let end = command.end;
+            let at = self.open.wire.len();
+            match self.transform.plan(&command) {
+                Plan::Skip => {}
+                Plan::Select(db) => self.db = db,
+                Plan::Multi => self.in_transaction = true,
+                Plan::Exec => self.in_transaction = false,
+                _ if end <= self.discard => {}
+                _ if !self.skip.is_empty() && self.skip.contains(&end) => {}
+                plan => {
+                    if self.open.oldest_ms == 0 {
+                        self.open.oldest_ms = command.arrived_ms.max(1);
+                    }
+                    if at == 0 {
+                        self.open.wire.extend_from_slice(MULTI);
+                    }
+                    if self.connection_db != self.db {
+                        self.open.places.push(Place { at: self.open.wire.len(), end: 0 });
+                        select(self.db, &mut self.open.wire);
+                        self.connection_db = self.db;
+                    }
+                    let start = self.open.wire.len();
+                    self.open.places.push(Place { at: start, end });
+                    match plan {
+                        Plan::Rewrite(class) => {
+                            let wire = &mut self.open.wire;
+                            let commands = self.transform.write(class, &command, self.db, wire);
+                            place_rest(&self.open.wire, &mut self.open.places, commands, end);
+                        }
+                        _ => self.open.wire.extend_from_slice(command.bytes),
+                    }
+                    self.open.commands += 1;
+                }
+            }
+            if !self.in_transaction {
+                self.wiped |= self.transform.take_wiped();
+                self.seal = Seal {
+                    wire: self.open.wire.len(),
+                    places: self.open.places.len(),
+                    commands: self.open.commands,
+                    end,
+                    db: self.db,
+                    connection_db: self.connection_db,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what is collected as a batch that records `mark(offset, db)`. `None` when it would change nothing,
+    /// unless `anyway`.
+    pub fn take(&mut self, anyway: bool, mark: impl FnOnce(u64, u32) -> String) -> Option<Batch> {
+        if self.seal.wire == 0 && !anyway {
+            return None;
+        }
+        let mut batch = std::mem::take(&mut self.open);
+        let mut next = std::mem::take(&mut self.spare);
+        next.clear();
+        let seal = self.seal;
+        if batch.wire.len() > seal.wire {
+            self.carry_over(&mut batch, &mut next);
+        } else {
+            self.connection_db = 0;
+        }
+        if seal.wire == 0 {
+            batch.wire.extend_from_slice(MULTI);
+        }
+        batch.commands = seal.commands;
+        batch.end = seal.end;
+        batch.db = seal.db;
+        let own = |batch: &mut Batch| batch.places.push(Place { at: batch.wire.len(), end: 0 });
+        if seal.connection_db != 0 {
+            own(&mut batch);
+            select(0, &mut batch.wire);
+        }
+        if std::mem::take(&mut self.wiped) {
+            let first = batch.wire.len();
+            batch.places.push(Place { at: first, end: 0 });
+            let commands = self.transform.put_back(&mut batch.wire);
+            if commands == 0 {
+                batch.places.pop();
+            } else {
+                place_rest(&batch.wire, &mut batch.places, commands, 0);
+            }
+        }
+        own(&mut batch);
+        write::command(&mut batch.wire, &["SET", POSITION_KEY, &mark(seal.end, seal.db)]);
+        batch.wire.extend_from_slice(EXEC);
+        self.open = next;
+        self.seal = Seal { wire: 0, places: 0, commands: 0, connection_db: 0, ..seal };
+        Some(batch)
+    }
+
+    /// Moves the part of a transaction that stands behind the seal to the next batch.
+    fn carry_over(&mut self, batch: &mut Batch, next: &mut Batch) {
+        let seal = self.seal;
+        next.wire.extend_from_slice(MULTI);
+        if seal.connection_db != 0 {
+            next.places.push(Place { at: next.wire.len(), end: 0 });
+            select(seal.connection_db, &mut next.wire);
+        }
+        // With nothing sealed, `batch` begins with the tail's own MULTI.
+        let from = if seal.wire == 0 { MULTI.len() } else { seal.wire };
+        let shift = |at: usize| at - from;
+        let base = next.wire.len();
+        let tail = batch.places.drain(seal.places..);
+        next.places.extend(tail.map(|place| Place { at: base + shift(place.at), end: place.end }));
+        next.wire.extend_from_slice(&batch.wire[from..]);
+        next.commands = batch.commands - seal.commands;
+        next.oldest_ms = batch.oldest_ms;
+        batch.wire.truncate(seal.wire);
+    }
+
+    /// Gives back a batch whose memory can serve again.
+    pub fn recycle(&mut self, batch: Batch) {
+        self.spare = batch;
+        self.spare.clear();
+    }
+}
+
+/// The first of `commands` commands has its place; finds those of the others.
+fn place_rest(wire: &[u8], places: &mut Vec<Place>, commands: u32, end: u64) {
+    if commands == 0 {
+        places.pop();
+        return;
+    }
+    let limits = crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
+    for _ in 1..commands {
+        let Some(last) = places.last() else { return };
+        let at = last.at;
+        let Ok(Some(frame)) = crate::resp::scan::CommandScanner::default().next(&wire[at..], &limits) else {
+            return;
+        };
+        places.push(Place { at: at + frame.len, end });
+    }
+}
+
+/// What the destination said to a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It ran. The commands in the list failed; all others, and the position, are applied.
+    Applied {
+        /// Index of the command in the batch, and the error.
+        failed: Vec<(usize, String)>,
+    },
+    /// Nothing of it ran.
+    Refused {
+        /// The command that the server did not take, when it was one.
+        index: Option<usize>,
+        /// The error that says most.
+        text: String,
+    },
+    /// MULTI was refused and something behind it was not: commands may have run without the position.
+    Torn {
+        /// The error to MULTI.
+        text: String,
+    },
+}
+
+/// Reads the replies to one batch.
+#[derive(Debug)]
+pub struct Replies {
+    /// Commands between MULTI and EXEC.
+    commands: usize,
+    /// Replies read so far; the one to MULTI counts.
+    seen: usize,
+    /// Whether the elements of EXEC's reply are being read.
+    inside: bool,
+    scanner: ReplyScanner,
+    refused: Option<(Option<usize>, String)>,
+    failed: Vec<(usize, String)>,
+}
+
+/// The longest error that is waited for.
+const LONGEST_ERROR: usize = 64 * 1024;
+
+impl Replies {
+    /// For a batch of that many commands.
+    pub fn new(commands: usize) -> Self {
+        Self {
+            commands,
+            seen: 0,
+            inside: false,
+            scanner: ReplyScanner::default(),
+            refused: None,
+            failed: Vec::new(),
+        }
+    }
+
+    /// Reads replies from the front of `buf`: how many bytes are done with, and the answer once it is known.
+    ///
+    /// # Errors
+    /// The bytes are not the answer to a batch; the connection is of no use any more.
+    pub fn feed(&mut self, buf: &[u8]) -> Result<(usize, Option<Answer>), ProtocolError> {
+        const QUEUED: &[u8] = b"+QUEUED\r\n";
+        let mut at = 0;
+        loop {
+            let rest = &buf[at..];
+            if self.inside && self.seen == self.commands {
+                return Ok((at, Some(self.answer())));
+            }
+            if self.scanner.is_midway() {
+                let fed = self.scanner.feed(rest)?;
+                at += fed.consumed;
+                if !fed.complete {
+                    return Ok((at, None));
+                }
+                self.seen += 1;
+                continue;
+            }
+            let Some(&first) = rest.first() else {
+                return Ok((at, None));
+            };
+            if !self.inside && rest.starts_with(QUEUED) && (1..=self.commands).contains(&self.seen) {
+                at += QUEUED.len();
+                self.seen += 1;
+                continue;
+            }
+            if !self.inside || first == b'-' {
+                // Lines, all of them: OK, QUEUED, errors, the head of EXEC's reply.
+                let Some(end) = memchr::memchr(b'\n', rest) else {
+                    if rest.len() > LONGEST_ERROR {
+                        return Err(ProtocolError::new("a line in a reply does not end"));
+                    }
+                    return Ok((at, None));
+                };
+                let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
+                at += end + 1;
+                if let Some(answer) = self.line(line)? {
+                    return Ok((at, Some(answer)));
+                }
+                continue;
+            }
+            let fed = self.scanner.feed(rest)?;
+            at += fed.consumed;
+            if !fed.complete {
+                return Ok((at, None));
+            }
+            self.seen += 1;
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<Option<Answer>, ProtocolError> {
+        let error = line.strip_prefix(b"-").map(|text| String::from_utf8_lossy(text).into_owned());
+        if self.inside {
+            self.failed.push((self.seen, error.unwrap_or_default()));
+            self.seen += 1;
+            return Ok(None);
+        }
+        if self.seen <= self.commands {
+            if let Some(text) = error {
+                let index = self.seen.checked_sub(1);
+                self.refused.get_or_insert((index, text));
+            } else if let Some((None, text)) = &self.refused {
+                return Ok(Some(Answer::Torn { text: text.clone() }));
+            } else if !matches!(line, b"+OK" | b"+QUEUED") {
+                return Err(ProtocolError::new("a reply to a queued command is neither QUEUED nor an error"));
+            }
+            self.seen += 1;
+            return Ok(None);
+        }
+        if let Some(text) = error {
+            // "EXECABORT Transaction discarded because of previous errors" says less than the error before.
+            let (index, text) = self.refused.take().unwrap_or((None, text));
+            return Ok(Some(Answer::Refused { index, text }));
+        }
+        let elements = line.strip_prefix(b"*").and_then(|n| std::str::from_utf8(n).ok()?.parse::<usize>().ok());
+        if elements != Some(self.commands) {
+            return Err(ProtocolError::new("EXEC did not answer with one reply per command"));
+        }
+        self.inside = true;
+        self.seen = 0;
+        Ok(None)
+    }
+
+    fn answer(&mut self) -> Answer {
+        Answer::Applied { failed: std::mem::take(&mut self.failed) }
+    }
+}

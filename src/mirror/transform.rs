@@ -1,0 +1,594 @@
+//! What becomes of each command of the stream on its way to the destination.
+//!
+//! Most go as they are, byte for byte. The others:
+//!
+//! * PING, REPLCONF and keep-alives only advance the position. So do commands on keys that begin with
+//!   `crossfade:`: these belong to a gateway (also to this one, which writes its position on the other
+//!   side). A DEL with keys of both kinds loses ours.
+//! * Everything that sets an expiry is rewritten to an absolute and [padded](super::expiry) one. Relative
+//!   ones count from the time of arrival (Redis before 7.0 sends EXPIRE, SETEX and SET EX as relative times;
+//!   `expire.c` and `t_string.c` of 7.0 made them absolute). NX, XX, GT and LT are dropped on the way: a
+//!   source only sends what took effect, and against padded expiries the comparison would go wrong.
+//! * Hash-field expiries become absolute; they are not padded.
+//! * FLUSHALL, FLUSHDB and SWAPDB would take the gateway's own keys along: these are put back in the same
+//!   transaction.
+//!
+//! While expiries are being made exact ([`Mode::Settling`]), a new expiry that is far enough away is written
+//! exact, and a near one is written padded and its key remembered.
+//!
+//! Not seen: expiries inside scripts that a source before 5.0 sends as EVAL.
+
+use std::collections::HashSet;
+
+use super::decode::Command;
+use super::expiry::padded;
+use crate::resp::write;
+
+/// What keys of a gateway begin with.
+pub const OWN_PREFIX: &[u8] = b"crossfade:";
+
+/// What the server that is written to understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dialect {
+    /// SET with PXAT (6.2).
+    pub set_pxat: bool,
+    /// RESTORE with ABSTTL (5.0).
+    pub restore_absttl: bool,
+    /// PEXPIRETIME (7.0).
+    pub pexpiretime: bool,
+}
+
+impl Dialect {
+    /// What a Redis of this version understands (Valkey and Redict count on from 7.2).
+    pub fn of_version(major: u16, minor: u16) -> Self {
+        let at_least = |version: (u16, u16)| (major, minor) >= version;
+        Self {
+            set_pxat: at_least((6, 2)),
+            restore_absttl: at_least((5, 0)),
+            pexpiretime: at_least((7, 0)),
+        }
+    }
+}
+
+/// How expiries are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// All of them padded.
+    Padded,
+    /// Exact when they lie further away than `window_ms`; nearer ones padded, and remembered.
+    Settling {
+        /// How near is near, in milliseconds.
+        window_ms: u64,
+    },
+}
+
+/// A key and its db.
+pub type Place = (u32, Box<[u8]>);
+
+/// An exact expiry nearer than this is remembered, so that it can be padded again before it comes due.
+pub const SOON_MS: u64 = 60_000;
+
+/// What is to be done with a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// It has no effect on the destination.
+    Skip,
+    /// The stream goes on in another db.
+    Select(u32),
+    /// A transaction begins.
+    Multi,
+    /// A transaction ends.
+    Exec,
+    /// It goes as it is.
+    Raw,
+    /// [`Transform::write`] makes something else of it.
+    Rewrite(Class),
+}
+
+/// The kinds of commands that need a look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// PING, REPLCONF, nothing at all.
+    Idle,
+    /// SELECT.
+    Select,
+    /// MULTI.
+    Multi,
+    /// EXEC.
+    Exec,
+    /// PUBLISH, SPUBLISH: the first argument is no key.
+    Publish,
+    /// DEL, UNLINK.
+    Delete,
+    /// SET.
+    Set,
+    /// SETEX (seconds) and PSETEX (milliseconds).
+    SetEx(Unit),
+    /// GETEX.
+    GetEx,
+    /// MSETEX.
+    MultiSetEx,
+    /// EXPIRE, PEXPIRE.
+    Expire(Unit),
+    /// EXPIREAT, PEXPIREAT.
+    ExpireAt(Unit),
+    /// RESTORE, RESTORE-ASKING.
+    Restore,
+    /// HEXPIRE, HPEXPIRE.
+    FieldExpire(Unit),
+    /// HEXPIREAT, HPEXPIREAT.
+    FieldExpireAt(Unit),
+    /// HSETEX.
+    FieldSetEx,
+    /// HGETEX.
+    FieldGetEx,
+    /// RENAME, RENAMENX, COPY: an expiry travels to a second key.
+    Carry,
+    /// MOVE: an expiry travels to another db.
+    Move,
+    /// FLUSHALL.
+    FlushAll,
+    /// FLUSHDB.
+    FlushDb,
+    /// SWAPDB.
+    SwapDb,
+    /// Anything else.
+    Other,
+}
+
+/// The unit of a time argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Seconds.
+    Seconds,
+    /// Milliseconds.
+    Millis,
+}
+
+impl Unit {
+    fn ms(self, number: i64) -> Option<i64> {
+        match self {
+            Unit::Seconds => number.checked_mul(1000),
+            Unit::Millis => Some(number),
+        }
+    }
+}
+
+/// The kind of a command, by its name in any case.
+#[inline]
+pub fn classify(name: &[u8]) -> Class {
+    use Unit::{Millis, Seconds};
+    let mut lower = [0u8; 14];
+    let Some(lower) = lower.get_mut(..name.len()) else {
+        return Class::Other;
+    };
+    for (to, from) in lower.iter_mut().zip(name) {
+        *to = from | 0x20;
+    }
+    match &*lower {
+        b"" | b"ping" | b"replconf" => Class::Idle,
+        b"set" => Class::Set,
+        b"del" | b"unlink" => Class::Delete,
+        b"select" => Class::Select,
+        b"multi" => Class::Multi,
+        b"exec" => Class::Exec,
+        b"publish" | b"spublish" => Class::Publish,
+        b"setex" => Class::SetEx(Seconds),
+        b"psetex" => Class::SetEx(Millis),
+        b"getex" => Class::GetEx,
+        b"msetex" => Class::MultiSetEx,
+        b"expire" => Class::Expire(Seconds),
+        b"pexpire" => Class::Expire(Millis),
+        b"expireat" => Class::ExpireAt(Seconds),
+        b"pexpireat" => Class::ExpireAt(Millis),
+        b"restore" | b"restore-asking" => Class::Restore,
+        b"hexpire" => Class::FieldExpire(Seconds),
+        b"hpexpire" => Class::FieldExpire(Millis),
+        b"hexpireat" => Class::FieldExpireAt(Seconds),
+        b"hpexpireat" => Class::FieldExpireAt(Millis),
+        b"hsetex" => Class::FieldSetEx,
+        b"hgetex" => Class::FieldGetEx,
+        b"rename" | b"renamenx" | b"copy" => Class::Carry,
+        b"move" => Class::Move,
+        b"flushall" => Class::FlushAll,
+        b"flushdb" => Class::FlushDb,
+        b"swapdb" => Class::SwapDb,
+        _ => Class::Other,
+    }
+}
+
+/// Whether a key belongs to a gateway.
+#[inline]
+pub fn is_own(key: &[u8]) -> bool {
+    key.starts_with(OWN_PREFIX)
+}
+
+/// Turns commands of the stream into commands for the destination.
+#[derive(Debug)]
+pub struct Transform {
+    dialect: Dialect,
+    mode: Mode,
+    /// Unix time in milliseconds, as of the last [`Transform::tick`].
+    now_ms: u64,
+    /// Keys of the gateway that live in db 0 besides the position, and their values.
+    own: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Set when `own` may have been wiped out by what was written.
+    wiped: bool,
+    /// Padded keys that [`Mode::Settling`] left over.
+    near: HashSet<Place>,
+    /// Exact keys that come due soon.
+    soon: HashSet<Place>,
+}
+
+impl Transform {
+    /// A transform in [`Mode::Padded`].
+    pub fn new(dialect: Dialect, own: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+        Self {
+            dialect,
+            mode: Mode::Padded,
+            now_ms: 0,
+            own,
+            wiped: false,
+            near: HashSet::new(),
+            soon: HashSet::new(),
+        }
+    }
+
+    /// Tells the time.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+    }
+
+    /// What the destination understands, as it may have been replaced by another version.
+    pub fn set_dialect(&mut self, dialect: Dialect) {
+        self.dialect = dialect;
+    }
+
+    /// How expiries are stored now.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Changes how expiries are stored from the next command on.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    /// Keys whose padded expiry is near; the caller takes care of them.
+    pub fn near(&mut self) -> &mut HashSet<Place> {
+        &mut self.near
+    }
+
+    /// Keys whose exact expiry is less than [`SOON_MS`] away.
+    pub fn soon(&mut self) -> &mut HashSet<Place> {
+        &mut self.soon
+    }
+
+    /// What to store for a key of `db` that expires at `at_ms`.
+    fn store(&mut self, db: u32, key: &[u8], at_ms: u64) -> u64 {
+        let Mode::Settling { window_ms } = self.mode else {
+            return padded(at_ms);
+        };
+        if at_ms <= self.now_ms + window_ms {
+            self.near.insert((db, key.into()));
+            return padded(at_ms);
+        }
+        if at_ms <= self.now_ms + SOON_MS {
+            self.soon.insert((db, key.into()));
+        }
+        at_ms
+    }
+
+    /// Decides what becomes of a command.
+    #[inline]
+    pub fn plan(&self, command: &Command<'_>) -> Plan {
+        let class = classify(command.name());
+        let mut args = command.args();
+        args.next();
+        match class {
+            Class::Other => match args.next() {
+                Some(key) if is_own(key) => Plan::Skip,
+                _ => Plan::Raw,
+            },
+            Class::Idle => Plan::Skip,
+            Class::Publish => Plan::Raw,
+            Class::Multi => Plan::Multi,
+            Class::Exec => Plan::Exec,
+            Class::Select => {
+                match args.next().and_then(|db| std::str::from_utf8(db).ok()).and_then(|db| db.parse().ok()) {
+                    Some(db) => Plan::Select(db),
+                    None => Plan::Raw,
+                }
+            }
+            Class::Delete => {
+                let (mut ours, mut theirs) = (false, false);
+                for key in args {
+                    if is_own(key) { ours = true } else { theirs = true }
+                }
+                match (ours, theirs) {
+                    (true, false) => Plan::Skip,
+                    (true, true) => Plan::Rewrite(class),
+                    (false, _) => Plan::Raw,
+                }
+            }
+            Class::FlushAll | Class::FlushDb | Class::SwapDb | Class::MultiSetEx => Plan::Rewrite(class),
+            _ => match args.next() {
+                Some(key) if is_own(key) => Plan::Skip,
+                _ if class == Class::Set && command.argc() <= 3 => Plan::Raw,
+                _ if matches!(class, Class::Carry | Class::Move) && self.mode == Mode::Padded => Plan::Raw,
+                _ => Plan::Rewrite(class),
+            },
+        }
+    }
+
+    /// Writes what becomes of a command that is to be rewritten, run in `db`, to `out`; answers how many
+    /// commands that are. What cannot be understood goes as it is: the server shall judge it.
+    pub fn write(&mut self, class: Class, command: &Command<'_>, db: u32, out: &mut Vec<u8>) -> u32 {
+        let args: Vec<&[u8]> = command.args().collect();
+        let before = out.len();
+        match self.rewrite(class, &args, command.arrived_ms, db, out) {
+            Some(commands) => commands,
+            None => {
+                out.truncate(before);
+                out.extend_from_slice(command.bytes);
+                1
+            }
+        }
+    }
+
+    fn rewrite(
+        &mut self,
+        class: Class,
+        args: &[&[u8]],
+        arrived_ms: u64,
+        db: u32,
+        out: &mut Vec<u8>,
+    ) -> Option<u32> {
+        let relative = |unit: Unit, number: &[u8]| {
+            arrived_ms.checked_add_signed(unit.ms(int(number)?)?)
+        };
+        let absolute = |unit: Unit, number: &[u8]| u64::try_from(unit.ms(int(number)?)?).ok();
+        match class {
+            Class::Delete => {
+                let kept: Vec<&[u8]> =
+                    args.iter().enumerate().filter(|(nth, key)| *nth == 0 || !is_own(key)).map(|(_, key)| *key).collect();
+                write::command(out, &kept);
+                Some(1)
+            }
+            Class::Set => {
+                let [_, key, value, options @ ..] = args else { return None };
+                let options = Options::read(options, arrived_ms)?;
+                let at = options.at?;
+                Some(self.set(db, key, value, at, out))
+            }
+            Class::SetEx(unit) => {
+                let [_, key, time, value] = args else { return None };
+                Some(self.set(db, key, value, relative(unit, time)?, out))
+            }
+            Class::GetEx => {
+                let [_, key, options @ ..] = args else { return None };
+                let options = Options::read(options, arrived_ms)?;
+                match options.at {
+                    Some(at) => self.pexpireat(db, key, at, out),
+                    None if options.persist => write::command(out, &[b"PERSIST", *key]),
+                    None => return None,
+                }
+                Some(1)
+            }
+            Class::MultiSetEx => {
+                let pairs = usize::try_from(int(args.get(1)?)?).ok()?;
+                let options = args.get(2usize.checked_add(pairs.checked_mul(2)?)?..)?;
+                let at = Options::read(options, arrived_ms)?.at?;
+                let mut commands = 0;
+                for pair in args[2..2 + pairs * 2].chunks_exact(2) {
+                    if !is_own(pair[0]) {
+                        commands += self.set(db, pair[0], pair[1], at, out);
+                    }
+                }
+                Some(commands)
+            }
+            Class::Expire(unit) => {
+                self.pexpireat(db, args.get(1)?, relative(unit, args.get(2)?)?, out);
+                Some(1)
+            }
+            Class::ExpireAt(unit) => {
+                self.pexpireat(db, args.get(1)?, absolute(unit, args.get(2)?)?, out);
+                Some(1)
+            }
+            Class::Restore => self.restore(db, args, arrived_ms, out),
+            Class::FieldExpire(unit) => {
+                let at = relative(unit, args.get(2)?)?;
+                fields_pexpireat(args[1], at, &args[3..], out)
+            }
+            Class::FieldExpireAt(unit) => {
+                let at = absolute(unit, args.get(2)?)?;
+                fields_pexpireat(args[1], at, &args[3..], out)
+            }
+            Class::FieldSetEx => {
+                let [name, key, rest @ ..] = args else { return None };
+                let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
+                let at = Options::read(&rest[..fields], arrived_ms)?.at?;
+                let at = at.to_string();
+                let mut words = vec![*name, *key, b"PXAT", at.as_bytes()];
+                words.extend_from_slice(&rest[fields..]);
+                write::command(out, &words);
+                Some(1)
+            }
+            Class::FieldGetEx => {
+                let [_, key, rest @ ..] = args else { return None };
+                let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
+                let options = Options::read(&rest[..fields], arrived_ms)?;
+                if let Some(at) = options.at {
+                    return fields_pexpireat(key, at, &rest[fields..], out);
+                }
+                if !options.persist {
+                    return None;
+                }
+                let mut words = vec![&b"HPERSIST"[..], *key];
+                words.extend_from_slice(&rest[fields..]);
+                write::command(out, &words);
+                Some(1)
+            }
+            Class::Carry => {
+                let target = args.get(2)?;
+                let db = match args.get(3..).unwrap_or_default() {
+                    [word, number, ..] if word.eq_ignore_ascii_case(b"DB") => u32::try_from(int(number)?).ok()?,
+                    _ => db,
+                };
+                self.near.insert((db, (*target).into()));
+                None
+            }
+            Class::Move => {
+                let target = u32::try_from(int(args.get(2)?)?).ok()?;
+                self.near.insert((target, (*args.get(1)?).into()));
+                None
+            }
+            Class::FlushAll => {
+                self.wiped = true;
+                None
+            }
+            Class::FlushDb => {
+                self.wiped |= db == 0;
+                None
+            }
+            Class::SwapDb => self.swapdb(args, db, out),
+            _ => None,
+        }
+    }
+
+    fn set(&mut self, db: u32, key: &[u8], value: &[u8], at_ms: u64, out: &mut Vec<u8>) -> u32 {
+        let mut number = itoa::Buffer::new();
+        let at = number.format(self.store(db, key, at_ms)).as_bytes();
+        if self.dialect.set_pxat {
+            write::command(out, &[b"SET", key, value, b"PXAT", at]);
+            return 1;
+        }
+        write::command(out, &[b"SET", key, value]);
+        write::command(out, &[b"PEXPIREAT", key, at]);
+        2
+    }
+
+    fn pexpireat(&mut self, db: u32, key: &[u8], at_ms: u64, out: &mut Vec<u8>) {
+        let mut number = itoa::Buffer::new();
+        let at = number.format(self.store(db, key, at_ms)).as_bytes();
+        write::command(out, &[b"PEXPIREAT", key, at]);
+    }
+
+    fn restore(&mut self, db: u32, args: &[&[u8]], arrived_ms: u64, out: &mut Vec<u8>) -> Option<u32> {
+        let [_, key, ttl, payload, options @ ..] = args else { return None };
+        let ttl = u64::try_from(int(ttl)?).ok()?;
+        if ttl == 0 {
+            return None;
+        }
+        let is_absolute = |word: &&[u8]| word.eq_ignore_ascii_case(b"ABSTTL");
+        let at = if options.iter().any(|word| is_absolute(&word)) { ttl } else { arrived_ms.checked_add(ttl)? };
+        let stored = self.store(db, key, at);
+        let mut number = itoa::Buffer::new();
+        let time = if self.dialect.restore_absttl { stored } else { stored.saturating_sub(self.now_ms).max(1) };
+        let mut words = vec![&b"RESTORE"[..], *key, number.format(time).as_bytes(), *payload];
+        words.extend(options.iter().filter(|word| !is_absolute(word)));
+        if self.dialect.restore_absttl {
+            words.push(b"ABSTTL");
+        }
+        write::command(out, &words);
+        Some(1)
+    }
+
+    /// SWAPDB with db 0 takes our keys into the other db; there they are removed. Remembered keys follow.
+    fn swapdb(&mut self, args: &[&[u8]], db: u32, out: &mut Vec<u8>) -> Option<u32> {
+        let one = u32::try_from(int(args.get(1)?)?).ok()?;
+        let two = u32::try_from(int(args.get(2)?)?).ok()?;
+        for places in [&mut self.near, &mut self.soon] {
+            let swapped = std::mem::take(places).into_iter().map(|(db, key)| match db {
+                db if db == one => (two, key),
+                db if db == two => (one, key),
+                db => (db, key),
+            });
+            *places = swapped.collect();
+        }
+        let other = match (one, two) {
+            (0, 0) => return None,
+            (0, other) | (other, 0) => other,
+            _ => return None,
+        };
+        self.wiped = true;
+        write::command(out, args);
+        select(other, out);
+        let mut names: Vec<&[u8]> = vec![b"DEL", super::position::POSITION_KEY.as_bytes()];
+        names.extend(self.own.iter().map(|(key, _)| key.as_slice()));
+        write::command(out, &names);
+        select(db, out);
+        Some(4)
+    }
+
+    /// Whether something was written since the last call that takes the gateway's own keys away.
+    pub fn take_wiped(&mut self) -> bool {
+        std::mem::take(&mut self.wiped)
+    }
+
+    /// Puts back the gateway's own keys, the position apart; db 0 is selected. Answers how many commands that
+    /// are.
+    pub fn put_back(&self, out: &mut Vec<u8>) -> u32 {
+        for (key, value) in &self.own {
+            write::command(out, &[b"SET", key.as_slice(), value]);
+        }
+        self.own.len() as u32
+    }
+}
+
+/// Writes a SELECT.
+pub fn select(db: u32, out: &mut Vec<u8>) {
+    let mut number = itoa::Buffer::new();
+    write::command(out, &[&b"SELECT"[..], number.format(db).as_bytes()]);
+}
+
+fn int(word: &[u8]) -> Option<i64> {
+    std::str::from_utf8(word).ok()?.parse().ok()
+}
+
+/// `rest`: an optional flag, then FIELDS, the count, and the fields.
+fn fields_pexpireat(key: &[u8], at_ms: u64, rest: &[&[u8]], out: &mut Vec<u8>) -> Option<u32> {
+    let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
+    let mut number = itoa::Buffer::new();
+    let mut words = vec![&b"HPEXPIREAT"[..], key, number.format(at_ms).as_bytes()];
+    words.extend_from_slice(&rest[fields..]);
+    write::command(out, &words);
+    Some(1)
+}
+
+/// The options of SET, GETEX, MSETEX, HSETEX and HGETEX.
+struct Options {
+    /// When it expires.
+    at: Option<u64>,
+    persist: bool,
+}
+
+impl Options {
+    /// `None`: there is something in them that we do not know, or a number that is none.
+    fn read(words: &[&[u8]], arrived_ms: u64) -> Option<Self> {
+        let mut options = Options { at: None, persist: false };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let (unit, base) = match word.to_ascii_uppercase().as_slice() {
+                b"EX" => (Unit::Seconds, arrived_ms),
+                b"PX" => (Unit::Millis, arrived_ms),
+                b"EXAT" => (Unit::Seconds, 0),
+                b"PXAT" => (Unit::Millis, 0),
+                b"PERSIST" => {
+                    options.persist = true;
+                    continue;
+                }
+                // These held on the source, or the command would not have been sent.
+                b"NX" | b"XX" | b"GET" | b"FNX" | b"FXX" => continue,
+                b"IFEQ" | b"IFNE" | b"IFDEQ" | b"IFDNE" => {
+                    words.next()?;
+                    continue;
+                }
+                // KEEPTTL goes with no expiry.
+                _ => return None,
+            };
+            options.at = Some(base.checked_add_signed(unit.ms(int(words.next()?)?)?)?);
+        }
+        Some(options)
+    }
+}
