@@ -10,7 +10,16 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::replication::Position;
+/// A place in a replication stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The replication id, 40 characters.
+    pub replid: String,
+    /// The last byte of the stream that is applied (or received), by Redis's own counting.
+    pub offset: u64,
+    /// The db that is selected behind it.
+    pub db: u32,
+}
 
 /// The key that holds the mark.
 pub const POSITION_KEY: &str = "crossfade:position";
