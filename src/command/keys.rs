@@ -373,7 +373,7 @@ fn streams<A: AsRef<[u8]>>(
 ) -> Result<(), KeyError> {
     let at = stream_options(args).0.ok_or(KeyError)?;
     let rest = args.len() - at - 1;
-    if rest == 0 || rest % 2 != 0 {
+    if rest == 0 || !rest.is_multiple_of(2) {
         return Err(KeyError);
     }
     let used = if spec.name == "xread" { Access::Read } else { Access::Write };

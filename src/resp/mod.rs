@@ -6,3 +6,6 @@
 pub mod scan;
 pub mod value;
 pub mod write;
+
+#[cfg(test)]
+mod tests;

@@ -258,7 +258,9 @@ fn number_line(
             value = value * 10 + i64::from(byte - b'0');
             at += 1;
         } else if byte == b'\r' && at > 0 {
-            return if at + 1 < buf.len() { Ok(Some((Some(value), at + 2))) } else { Ok(None) };
+            // `string2ll` takes no leading zero.
+            let number = (buf[0] != b'0' || at == 1).then_some(value);
+            return if at + 1 < buf.len() { Ok(Some((number, at + 2))) } else { Ok(None) };
         } else {
             break;
         }
@@ -269,7 +271,9 @@ fn number_line(
     if end + 1 >= buf.len() {
         return Ok(None);
     }
-    let number = std::str::from_utf8(&buf[..end]).ok().filter(|text| !text.starts_with('+'));
+    let digits = buf[..end].strip_prefix(b"-").unwrap_or(&buf[..end]);
+    let strict = matches!(digits, [b'1'..=b'9', ..]);
+    let number = std::str::from_utf8(&buf[..end]).ok().filter(|_| strict);
     Ok(Some((number.and_then(|text| text.parse().ok()), end + 2)))
 }
 
@@ -295,14 +299,15 @@ pub fn split_inline(line: &[u8]) -> Option<Vec<Vec<u8>>> {
                 break;
             };
             if double {
-                if byte == b'\\' && line.get(at + 1) == Some(&b'x') {
-                    if let (Some(high), Some(low)) =
-                        (line.get(at + 2).copied().and_then(hex), line.get(at + 3).copied().and_then(hex))
-                    {
-                        word.push(high * 16 + low);
-                        at += 4;
-                        continue;
-                    }
+                if let (b'\\', Some(b'x'), Some(high), Some(low)) = (
+                    byte,
+                    line.get(at + 1),
+                    line.get(at + 2).copied().and_then(hex),
+                    line.get(at + 3).copied().and_then(hex),
+                ) {
+                    word.push(high * 16 + low);
+                    at += 4;
+                    continue;
                 }
                 if byte == b'\\' && at + 1 < line.len() {
                     at += 1;
