@@ -10,6 +10,7 @@ use super::{
     OnConflict, OnError, Retry, Secret, Snapshot, Verify, units,
 };
 use crate::Side;
+use crate::server::TlsOptions;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -86,7 +87,6 @@ pub(super) fn check(file: File) -> Result<Config> {
         verify: Verify {
             rounds: within("verify.rounds", file.verify.rounds, 1, 100)? as u32,
             sample: (file.verify.sample > 0).then_some(file.verify.sample),
-            before_cutover: file.verify.before_cutover,
         },
     })
 }
@@ -262,7 +262,8 @@ fn server(side: Side, file: &file::Server) -> Result<Option<Endpoint>> {
     };
     let url = url.0.trim();
     scheme(side, url)?;
-    let mut endpoint = Endpoint::parse(side, url).map_err(|error| {
+    let tls = tls(side, url, file.tls.as_ref())?;
+    let mut endpoint = Endpoint::parse_with(side, url, tls.as_ref()).map_err(|error| {
         let made = ConfigError::new(format!("{side}: {}", error.message));
         made.remedy(error.remedy.unwrap_or_else(|| "write redis://[user[:password]@]host[:port][/db]".into()))
     })?;
@@ -290,7 +291,6 @@ fn server(side: Side, file: &file::Server) -> Result<Option<Endpoint>> {
         return Err(ConfigError::new(format!("[{side}] has a user but no password"))
             .remedy("set password, or password_file, or ${ENV} in either"));
     }
-    tls(side, url, file.tls.as_ref(), &mut endpoint)?;
     Ok(Some(endpoint))
 }
 
@@ -315,8 +315,8 @@ fn readable(key: &str, path: Option<&PathBuf>) -> Result<Option<PathBuf>> {
     }
 }
 
-fn tls(side: Side, url: &str, file: Option<&file::ServerTls>, _endpoint: &mut Endpoint) -> Result<()> {
-    let Some(tls) = file else { return Ok(()) };
+fn tls(side: Side, url: &str, file: Option<&file::ServerTls>) -> Result<Option<TlsOptions>> {
+    let Some(tls) = file else { return Ok(None) };
     if !(url.starts_with("rediss://") || url.starts_with("valkeys://")) {
         return Err(ConfigError::new(format!("[{side}.tls] is set but the url does not ask for TLS"))
             .remedy("write rediss:// instead of redis://, or take the table out"));
@@ -324,8 +324,10 @@ fn tls(side: Side, url: &str, file: Option<&file::ServerTls>, _endpoint: &mut En
     if tls.cert.is_some() != tls.key.is_some() {
         return Err(ConfigError::new(format!("[{side}.tls] needs cert and key together")));
     }
-    readable(&format!("{side}.tls.ca"), tls.ca.as_ref())?;
-    readable(&format!("{side}.tls.cert"), tls.cert.as_ref())?;
-    readable(&format!("{side}.tls.key"), tls.key.as_ref())?;
-    Ok(())
+    Ok(Some(TlsOptions {
+        ca: readable(&format!("{side}.tls.ca"), tls.ca.as_ref())?,
+        cert: readable(&format!("{side}.tls.cert"), tls.cert.as_ref())?,
+        key: readable(&format!("{side}.tls.key"), tls.key.as_ref())?,
+        server_name: tls.server_name.clone(),
+    }))
 }

@@ -384,12 +384,11 @@ pub(super) struct Shadow {
 pub(super) struct Verify {
     pub(super) rounds: u64,
     pub(super) sample: u64,
-    pub(super) before_cutover: bool,
 }
 
 impl Default for Verify {
     fn default() -> Self {
-        Self { rounds: 3, sample: 0, before_cutover: false }
+        Self { rounds: 3, sample: 0 }
     }
 }
 

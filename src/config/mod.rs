@@ -9,7 +9,6 @@
 mod check;
 mod file;
 mod load;
-mod stub;
 pub mod units;
 
 use std::fmt;
@@ -19,7 +18,7 @@ use std::time::Duration;
 pub use check::is_loopback;
 pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey};
 
-use stub::{Endpoint, Secret};
+use crate::server::{Endpoint, Secret};
 
 /// `configs/full.toml`: every key with its default and what it is for.
 pub const FULL: &str = include_str!("../../configs/full.toml");
@@ -159,8 +158,6 @@ pub struct Verify {
     pub rounds: u32,
     /// Number of keys to compare; none compares all.
     pub sample: Option<u64>,
-    /// Whether a cutover needs a comparison without differences first.
-    pub before_cutover: bool,
 }
 
 /// A configuration that cannot be used: what is wrong, where, and what to write instead.

@@ -109,7 +109,12 @@ pub fn parse_rate(text: &str) -> Result<Option<u64>, String> {
 pub fn show_rate(rate: Option<u64>) -> String {
     match rate {
         None => "off".into(),
-        Some(rate) => format!("{}/s", show_size(rate).trim_end_matches('B')),
+        Some(rate) => {
+            let size = show_size(rate);
+            // "20000/s" may count keys as well as bytes.
+            let plain = size.strip_suffix('B').filter(|number| number.bytes().all(|b| b.is_ascii_digit()));
+            format!("{}/s", plain.unwrap_or(&size))
+        }
     }
 }
 
