@@ -93,7 +93,8 @@ impl Batch {
         let start = self.places[index].at;
         let end = self.places.get(index + 1).map_or(self.wire.len(), |next| next.at);
         let bytes = &self.wire[start..end];
-        let limits = crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
+        let limits =
+            crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
         match crate::resp::scan::CommandScanner::default().next(bytes, &limits) {
             Ok(Some(frame)) if frame.argc > 0 && !frame.inline => frame.args(bytes).collect(),
             _ => Vec::new(),
@@ -107,7 +108,9 @@ impl Batch {
             .find_map(|before| {
                 let args = self.args(before);
                 let is_select = args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"SELECT"));
-                is_select.then(|| args.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok())).flatten()
+                is_select
+                    .then(|| args.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok()))
+                    .flatten()
             })
             .unwrap_or(0);
         let args = self.args(index);
@@ -388,7 +391,8 @@ fn place_rest(wire: &[u8], places: &mut Vec<Place>, commands: u32, end: u64) {
         places.pop();
         return;
     }
-    let limits = crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
+    let limits =
+        crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
     for _ in 1..commands {
         let Some(last) = places.last() else { return };
         let at = last.at;
@@ -528,7 +532,8 @@ impl Replies {
             let (index, text) = self.refused.take().unwrap_or((None, text));
             return Ok(Some(Answer::Refused { index, text }));
         }
-        let elements = line.strip_prefix(b"*").and_then(|n| std::str::from_utf8(n).ok()?.parse::<usize>().ok());
+        let elements =
+            line.strip_prefix(b"*").and_then(|n| std::str::from_utf8(n).ok()?.parse::<usize>().ok());
         if elements != Some(self.commands) {
             return Err(ProtocolError::new("EXEC did not answer with one reply per command"));
         }

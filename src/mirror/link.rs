@@ -207,7 +207,10 @@ impl Link {
             };
             let read = into.filled().len();
             if read == 0 {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it")));
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the server closed it",
+                )));
             }
             *filled += read;
             let Some(flight) = in_flight else {

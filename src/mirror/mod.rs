@@ -93,7 +93,14 @@ pub struct MirrorOptions {
 
 impl MirrorOptions {
     /// Options with the defaults of the configuration file.
-    pub fn new(from: Endpoint, to: Endpoint, direction: Direction, dir: PathBuf, id: &str, start: Start) -> Self {
+    pub fn new(
+        from: Endpoint,
+        to: Endpoint,
+        direction: Direction,
+        dir: PathBuf,
+        id: &str,
+        start: Start,
+    ) -> Self {
         Self {
             from,
             to,
@@ -323,7 +330,10 @@ impl Mirror {
                 };
                 Err(Error::passing(
                     Side::Gateway,
-                    format!("the mirror is at offset {now}, {} bytes short of {offset}{why}", offset.saturating_sub(now)),
+                    format!(
+                        "the mirror is at offset {now}, {} bytes short of {offset}{why}",
+                        offset.saturating_sub(now)
+                    ),
                 ))
             }
         }

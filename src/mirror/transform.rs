@@ -42,11 +42,7 @@ impl Dialect {
     /// What a Redis of this version understands (Valkey and Redict count on from 7.2).
     pub fn of_version(major: u16, minor: u16) -> Self {
         let at_least = |version: (u16, u16)| (major, minor) >= version;
-        Self {
-            set_pxat: at_least((6, 2)),
-            restore_absttl: at_least((5, 0)),
-            pexpiretime: at_least((7, 0)),
-        }
+        Self { set_pxat: at_least((6, 2)), restore_absttl: at_least((5, 0)), pexpiretime: at_least((7, 0)) }
     }
 }
 
@@ -344,14 +340,16 @@ impl Transform {
         db: u32,
         out: &mut Vec<u8>,
     ) -> Option<u32> {
-        let relative = |unit: Unit, number: &[u8]| {
-            arrived_ms.checked_add_signed(unit.ms(int(number)?)?)
-        };
+        let relative = |unit: Unit, number: &[u8]| arrived_ms.checked_add_signed(unit.ms(int(number)?)?);
         let absolute = |unit: Unit, number: &[u8]| u64::try_from(unit.ms(int(number)?)?).ok();
         match class {
             Class::Delete => {
-                let kept: Vec<&[u8]> =
-                    args.iter().enumerate().filter(|(nth, key)| *nth == 0 || !is_own(key)).map(|(_, key)| *key).collect();
+                let kept: Vec<&[u8]> = args
+                    .iter()
+                    .enumerate()
+                    .filter(|(nth, key)| *nth == 0 || !is_own(key))
+                    .map(|(_, key)| *key)
+                    .collect();
                 write::command(out, &kept);
                 Some(1)
             }
@@ -432,7 +430,9 @@ impl Transform {
             Class::Carry => {
                 let target = args.get(2)?;
                 let db = match args.get(3..).unwrap_or_default() {
-                    [word, number, ..] if word.eq_ignore_ascii_case(b"DB") => u32::try_from(int(number)?).ok()?,
+                    [word, number, ..] if word.eq_ignore_ascii_case(b"DB") => {
+                        u32::try_from(int(number)?).ok()?
+                    }
                     _ => db,
                 };
                 self.near.insert((db, (*target).into()));
@@ -481,10 +481,12 @@ impl Transform {
             return None;
         }
         let is_absolute = |word: &&[u8]| word.eq_ignore_ascii_case(b"ABSTTL");
-        let at = if options.iter().any(|word| is_absolute(&word)) { ttl } else { arrived_ms.checked_add(ttl)? };
+        let at =
+            if options.iter().any(|word| is_absolute(&word)) { ttl } else { arrived_ms.checked_add(ttl)? };
         let stored = self.store(db, key, at);
         let mut number = itoa::Buffer::new();
-        let time = if self.dialect.restore_absttl { stored } else { stored.saturating_sub(self.now_ms).max(1) };
+        let time =
+            if self.dialect.restore_absttl { stored } else { stored.saturating_sub(self.now_ms).max(1) };
         let mut words = vec![&b"RESTORE"[..], *key, number.format(time).as_bytes(), *payload];
         words.extend(options.iter().filter(|word| !is_absolute(word)));
         if self.dialect.restore_absttl {

@@ -1,0 +1,210 @@
+//! The data path as the rest of the program sees it.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::gate::{DrainReport, OpenReport, PrepareReport, Request};
+use super::registry::Registry;
+use super::worker;
+use super::{Active, ProxyOptions};
+use crate::command::Unknown;
+use crate::error::{Error, Result, Side};
+
+/// Counters that the workers write and anybody may read.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) commands: AtomicU64,
+    pub(super) errors: AtomicU64,
+    pub(super) bytes_in: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+    pub(super) pinned: AtomicUsize,
+}
+
+/// What all workers share: nothing of it is touched on the command path except their own counters.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: ProxyOptions,
+    pub(super) registry: Registry,
+    pub(super) counters: Vec<Counters>,
+    /// Commands that the table does not have.
+    pub(super) unknown: Unknown,
+}
+
+/// A reading of the data path's counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProxyStats {
+    /// Clients connected now.
+    pub connected: usize,
+    /// Clients that hold a server connection of their own now.
+    pub pinned: usize,
+    /// Commands handed to a server or answered by the gateway since the start.
+    pub commands: u64,
+    /// Error replies among the answers.
+    pub errors: u64,
+    /// Bytes read from clients.
+    pub bytes_in: u64,
+    /// Bytes written to clients.
+    pub bytes_out: u64,
+}
+
+/// A handle on the running data path.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    workers: Arc<Vec<mpsc::Sender<Request>>>,
+    address: SocketAddr,
+}
+
+impl Proxy {
+    /// Binds the listeners and starts the workers. Clients are accepted when it returns.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub fn start(options: ProxyOptions) -> Result<Proxy> {
+        let wanted = resolve(&options.listen.address)?;
+        let count = options.listen.workers.max(1);
+        let listeners = worker::bind(wanted, count)?;
+        let address = listeners[0]
+            .local_addr()
+            .map_err(|cause| Error::new(Side::Gateway, "the listener has no address").because(cause))?;
+        let unix = options.listen.unix_socket.as_deref().map(worker::bind_unix).transpose()?;
+        let shared = Arc::new(Shared {
+            counters: (0..count).map(|_| Counters::default()).collect(),
+            registry: Registry::default(),
+            unknown: Unknown::new(),
+            options,
+        });
+        let mut workers = Vec::with_capacity(count);
+        let mut unix = unix;
+        for (index, listener) in listeners.into_iter().enumerate() {
+            let (sender, requests) = mpsc::channel(16);
+            worker::spawn(index, Arc::clone(&shared), listener, unix.take(), requests)?;
+            workers.push(sender);
+        }
+        Ok(Proxy { shared, workers: Arc::new(workers), address })
+    }
+
+    /// Where clients connect.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The counters as they stand.
+    pub fn stats(&self) -> ProxyStats {
+        let mut stats = ProxyStats { connected: self.shared.registry.len(), ..ProxyStats::default() };
+        for counters in &self.shared.counters {
+            stats.commands += counters.commands.load(Ordering::Relaxed);
+            stats.errors += counters.errors.load(Ordering::Relaxed);
+            stats.bytes_in += counters.bytes_in.load(Ordering::Relaxed);
+            stats.bytes_out += counters.bytes_out.load(Ordering::Relaxed);
+            stats.pinned += counters.pinned.load(Ordering::Relaxed);
+        }
+        stats
+    }
+
+    async fn ask<T>(&self, request: impl Fn(oneshot::Sender<T>) -> Request) -> Result<Vec<T>> {
+        let mut answers = Vec::with_capacity(self.workers.len());
+        for worker in self.workers.iter() {
+            let (answer, receiver) = oneshot::channel();
+            worker.send(request(answer)).await.map_err(|_| gone())?;
+            answers.push(receiver);
+        }
+        let mut all = Vec::with_capacity(answers.len());
+        for answer in answers {
+            all.push(answer.await.map_err(|_| gone())?);
+        }
+        Ok(all)
+    }
+
+    /// Opens and authenticates connections to `to` for every lane and every session with state. Traffic goes on.
+    ///
+    /// # Errors
+    /// A connection could not be made in time, or a client's credentials are refused on that side.
+    pub async fn prepare(&self, to: Active, deadline: Instant) -> Result<PrepareReport> {
+        let answers = self.ask(|answer| Request::Prepare { to, deadline, answer }).await?;
+        let mut sum = PrepareReport::default();
+        for answer in answers {
+            let report = answer.map_err(|text| Error::passing(side_of(to), text))?;
+            sum.lanes += report.lanes;
+            sum.pinned += report.pinned;
+        }
+        Ok(sum)
+    }
+
+    /// Closes the gate: when it returns no worker hands out another command.
+    ///
+    /// # Errors
+    /// A worker is gone.
+    pub async fn close_gate(&self) -> Result<()> {
+        self.ask(|answer| Request::Close { answer }).await.map(|_| ())
+    }
+
+    /// Waits until everything that was handed out has been answered. The gate must be closed.
+    ///
+    /// # Errors
+    /// Something did not finish in time; the message names the client and its command.
+    pub async fn drain(&self, deadline: Instant) -> Result<DrainReport> {
+        let answers = self.ask(|answer| Request::Drain { deadline, answer }).await?;
+        let mut sum = DrainReport::default();
+        for answer in answers {
+            let report = answer.map_err(|text| Error::passing(Side::Client, text))?;
+            sum.recalled += report.recalled;
+            sum.transactions += report.transactions;
+        }
+        Ok(sum)
+    }
+
+    /// Opens the gate on the given side; also the way back when a switch is given up.
+    ///
+    /// Sessions with connection state that could not be moved are closed; all others go on.
+    pub async fn open_gate(&self, active: Active, epoch: u64) -> OpenReport {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        match self.ask(|answer| Request::Arm { active, deadline, answer }).await {
+            Ok(answers) => {
+                for text in answers.into_iter().filter_map(std::result::Result::err) {
+                    tracing::warn!(epoch, "sessions closed while the gate opened on the {active}: {text}");
+                }
+            }
+            Err(error) => tracing::error!(epoch, "{error}"),
+        }
+        let mut sum = OpenReport::default();
+        match self.ask(|answer| Request::Open { active, answer }).await {
+            Ok(answers) => {
+                for report in answers {
+                    sum.held_commands += report.held_commands;
+                    sum.max_hold = sum.max_hold.max(report.max_hold);
+                }
+            }
+            Err(error) => tracing::error!(epoch, "{error}"),
+        }
+        sum
+    }
+
+    /// Stops listening, lets commands in flight finish for at most `grace`, and closes all clients.
+    pub async fn shutdown(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        let _ = self.ask(|answer| Request::Shutdown { deadline, answer }).await;
+    }
+}
+
+fn side_of(active: Active) -> Side {
+    match active {
+        Active::Source => Side::Source,
+        Active::Destination => Side::Destination,
+    }
+}
+
+fn gone() -> Error {
+    Error::new(Side::Gateway, "a worker thread has ended").remedy("restart the gateway; its state is on disk")
+}
+
+fn resolve(address: &str) -> Result<SocketAddr> {
+    address.to_socket_addrs().ok().and_then(|mut all| all.next()).ok_or_else(|| {
+        Error::new(Side::Gateway, format!("listen.address {address:?} is no host:port"))
+            .remedy("give an address such as 127.0.0.1:6400")
+    })
+}

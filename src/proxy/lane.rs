@@ -1,0 +1,418 @@
+//! A lane: one pipelined connection to a server that many sessions share.
+//!
+//! Sessions append runs of commands to `out`; each run has an entry in `fifo` that says whose replies come
+//! next, and how many. The lane's task writes once for all sessions that ran before it, reads once for all
+//! replies that came, and hands them to the sessions in order.
+//!
+//! The order of `fifo` is the order of the bytes in `out`, since both are appended in one step on one
+//! thread; a server answers in the order in which it was asked. A reply that nobody waits for means that
+//! this has been broken: the lane and every session on it are closed.
+//!
+//! When the connection is lost, entries of which any byte was written have an unknown outcome: their
+//! sessions are closed and the rest of a half-written entry is dropped. The others wait for the next connection.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::outbuf::{OutBuf, SLICES};
+use super::session::Session;
+use super::upstream::{DialError, Key, dial};
+use super::worker::Worker;
+use crate::resp::scan::ReplyScanner;
+use crate::server::Stream;
+
+/// Sessions stop handing out commands while this many bytes wait.
+const FULL: usize = 4 * 1024 * 1024;
+/// One read from the server.
+const READ: usize = 64 * 1024;
+
+struct Entry {
+    session: Rc<Session>,
+    replies: u32,
+    /// Where the entry's bytes end, counted from the lane's first byte.
+    end: u64,
+    /// The client asked not to be answered (CLIENT REPLY OFF or SKIP).
+    discard: bool,
+}
+
+/// One shared connection.
+pub(super) struct Lane {
+    pub(super) key: Key,
+    worker: Weak<Worker>,
+    out: RefCell<OutBuf>,
+    fifo: RefCell<VecDeque<Entry>>,
+    /// Bytes ever appended.
+    appended: Cell<u64>,
+    /// Bytes ever written.
+    written: Cell<u64>,
+    /// Where the first entry of `fifo` begins.
+    front_start: Cell<u64>,
+    waker: RefCell<Option<Waker>>,
+    scheduled: Cell<bool>,
+    up: Cell<bool>,
+    retired: Cell<bool>,
+    crowded: RefCell<Vec<Rc<Session>>>,
+    /// Told whenever `up` becomes true or an attempt failed.
+    changed: Notify,
+    refusal: RefCell<Option<String>>,
+}
+
+impl Lane {
+    /// A lane for `key`; its task connects at once.
+    pub(super) fn open(worker: &Rc<Worker>, key: Key) -> Rc<Lane> {
+        let lane = Rc::new(Lane {
+            key,
+            worker: Rc::downgrade(worker),
+            out: RefCell::default(),
+            fifo: RefCell::default(),
+            appended: Cell::new(0),
+            written: Cell::new(0),
+            front_start: Cell::new(0),
+            waker: RefCell::new(None),
+            scheduled: Cell::new(false),
+            up: Cell::new(false),
+            retired: Cell::new(false),
+            crowded: RefCell::default(),
+            changed: Notify::new(),
+            refusal: RefCell::new(None),
+        });
+        tokio::task::spawn_local(run(Rc::clone(&lane)));
+        lane
+    }
+
+    /// Appends a run of `replies` commands of one session.
+    #[inline]
+    pub(super) fn push(&self, session: &Rc<Session>, bytes: &[u8], replies: u32, discard: bool) {
+        let end = self.appended.get() + bytes.len() as u64;
+        self.appended.set(end);
+        {
+            let mut out = self.out.borrow_mut();
+            if bytes.len() >= super::outbuf::LARGE {
+                out.push(bytes::Bytes::copy_from_slice(bytes));
+            } else {
+                out.extend(bytes);
+            }
+        }
+        let mut fifo = self.fifo.borrow_mut();
+        match fifo.back_mut() {
+            Some(last) if Rc::ptr_eq(&last.session, session) && last.discard == discard => {
+                last.replies += replies;
+                last.end = end;
+            }
+            _ => fifo.push_back(Entry { session: Rc::clone(session), replies, end, discard }),
+        }
+        drop(fifo);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if !self.scheduled.replace(true) {
+            if let Some(waker) = &*self.waker.borrow() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// Whether sessions should wait before they hand out more.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.borrow().len() > FULL
+    }
+
+    /// Wakes the session when there is room again.
+    pub(super) fn wait_for_room(&self, session: &Rc<Session>) {
+        let mut crowded = self.crowded.borrow_mut();
+        if !crowded.iter().any(|waiting| Rc::ptr_eq(waiting, session)) {
+            crowded.push(Rc::clone(session));
+        }
+    }
+
+    /// Whether every command has been answered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.fifo.borrow().is_empty()
+    }
+
+    /// Whether the connection stands.
+    pub(super) fn is_up(&self) -> bool {
+        self.up.get()
+    }
+
+    /// Who waits for the reply that comes next.
+    pub(super) fn busy_with(&self) -> Option<Rc<Session>> {
+        self.fifo.borrow().front().map(|entry| Rc::clone(&entry.session))
+    }
+
+    /// Ends the lane once everything has been answered.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+        self.wake();
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the connection stands.
+    pub(super) async fn ready(&self, deadline: Instant) -> Result<(), String> {
+        loop {
+            let changed = self.changed.notified();
+            if self.up.get() {
+                return Ok(());
+            }
+            if let Some(refusal) = self.refusal.borrow().clone() {
+                return Err(refusal);
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(format!("no connection to the {} in time", self.key.side));
+            }
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) -> Poll<String> {
+        self.scheduled.set(false);
+        {
+            let mut waker = self.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        if let Poll::Ready(reason) = self.write(cx, io) {
+            return Poll::Ready(reason);
+        }
+        let outcome = self.read(cx, io, worker);
+        worker.flush_dirty();
+        if worker.gate_closed() && self.is_idle() {
+            worker.progress.notify_one();
+        }
+        if outcome.is_pending() && self.retired.get() && self.is_idle() {
+            return Poll::Ready(String::new());
+        }
+        outcome
+    }
+
+    fn write(&self, cx: &mut Context<'_>, io: &mut Io) -> Poll<String> {
+        let mut out = self.out.borrow_mut();
+        while !out.is_empty() {
+            let written = {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = out.slices(&mut slices);
+                Pin::new(&mut io.stream).poll_write_vectored(cx, &slices[..count])
+            };
+            match written {
+                Poll::Ready(Ok(0)) => return Poll::Ready("the connection takes no more bytes".into()),
+                Poll::Ready(Ok(n)) => {
+                    out.advance(n);
+                    self.written.set(self.written.get() + n as u64);
+                    io.unflushed = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                Poll::Pending => break,
+            }
+        }
+        if io.unflushed {
+            match Pin::new(&mut io.stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => io.unflushed = false,
+                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                Poll::Pending => {}
+            }
+        }
+        if out.len() < FULL / 2 {
+            drop(out);
+            for session in self.crowded.borrow_mut().drain(..) {
+                session.wake();
+            }
+        }
+        Poll::Pending
+    }
+
+    fn read(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) -> Poll<String> {
+        // A bound, so that one busy lane does not keep the worker from its other tasks.
+        for _ in 0..16 {
+            let mut read = ReadBuf::new(&mut io.buf[io.held..]);
+            match Pin::new(&mut io.stream).poll_read(cx, &mut read) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                Poll::Ready(Ok(())) => {
+                    let got = read.filled().len();
+                    if got == 0 {
+                        return Poll::Ready("the server closed the connection".into());
+                    }
+                    let have = io.held + got;
+                    if let Err(reason) = self.deliver(io, have, worker) {
+                        return Poll::Ready(reason);
+                    }
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Hands the first `have` bytes of the read buffer to the sessions that they belong to.
+    fn deliver(&self, io: &mut Io, have: usize, worker: &Worker) -> Result<(), String> {
+        let mut fifo = self.fifo.borrow_mut();
+        let data = &io.buf[..have];
+        let mut at = 0;
+        let mut errors = 0;
+        'entries: while at < have {
+            let Some(entry) = fifo.front_mut() else {
+                return Err(format!("{} bytes came that no client had asked for", have - at));
+            };
+            let start = at;
+            let asked = entry.replies;
+            while entry.replies > 0 {
+                if !io.scanner.is_midway() && data.get(at) == Some(&b'-') {
+                    errors += 1;
+                }
+                let feed = io.scanner.feed(&data[at..]).map_err(|error| error.to_string())?;
+                at += feed.consumed;
+                if !feed.complete {
+                    let answered = asked - entry.replies;
+                    entry.session.deliver(&data[start..at], answered, entry.discard, worker);
+                    break 'entries;
+                }
+                entry.replies -= 1;
+                if at == have {
+                    break;
+                }
+            }
+            entry.session.deliver(&data[start..at], asked - entry.replies, entry.discard, worker);
+            if entry.replies == 0 {
+                self.front_start.set(entry.end);
+                fifo.pop_front();
+            }
+        }
+        drop(fifo);
+        if errors > 0 {
+            worker.count_errors(errors);
+        }
+        io.buf.copy_within(at..have, 0);
+        io.held = have - at;
+        if io.held == io.buf.len() {
+            let larger = io.buf.len() * 2;
+            io.buf.resize(larger, 0);
+        }
+        Ok(())
+    }
+
+    /// Closes every session whose commands may have reached the server; keeps the others' commands.
+    fn lost(&self, worker: &Worker) {
+        self.up.set(false);
+        let written = self.written.get();
+        let mut fifo = self.fifo.borrow_mut();
+        let mut start = self.front_start.get();
+        let mut dropped_to = written;
+        let mut closed = 0;
+        while let Some(entry) = fifo.front() {
+            if start >= written {
+                break;
+            }
+            dropped_to = entry.end.max(written);
+            start = entry.end;
+            entry.session.close_now();
+            closed += 1;
+            fifo.pop_front();
+        }
+        self.front_start.set(start);
+        let rest = (dropped_to - written) as usize;
+        self.out.borrow_mut().advance(rest);
+        self.written.set(dropped_to);
+        worker.flush_dirty();
+        if closed > 0 {
+            tracing::debug!(closed, side = %self.key.side, "sessions with commands in flight were closed");
+        }
+    }
+
+    /// Closes every session that waits on this lane.
+    fn give_up(&self) {
+        let entries: Vec<_> = self.fifo.borrow_mut().drain(..).collect();
+        let waiting = self.out.borrow().len();
+        self.out.borrow_mut().advance(waiting);
+        self.written.set(self.appended.get());
+        self.front_start.set(self.appended.get());
+        for entry in entries {
+            entry.session.close_now();
+        }
+    }
+}
+
+/// The connection of a lane, owned by its task.
+struct Io {
+    stream: Stream,
+    buf: Vec<u8>,
+    /// Bytes at the front of `buf` that are the beginning of a line.
+    held: usize,
+    scanner: ReplyScanner,
+    unflushed: bool,
+}
+
+async fn run(lane: Rc<Lane>) {
+    let mut pause = Duration::from_millis(5);
+    let mut down_since = Instant::now();
+    loop {
+        let Some(worker) = lane.worker.upgrade() else { return };
+        let patience = worker.options().reconnect_wait;
+        let dialled = dial(worker.options(), &lane.key, false).await;
+        let patient = down_since.elapsed() < patience;
+        let failure = match dialled {
+            Ok(upstream) if upstream.loading && patient => "the server is loading its data".to_owned(),
+            Ok(upstream) => {
+                lane.up.set(true);
+                *lane.refusal.borrow_mut() = None;
+                lane.changed.notify_waiters();
+                pause = Duration::from_millis(5);
+                let mut io = Io {
+                    stream: upstream.stream,
+                    buf: vec![0; READ],
+                    held: 0,
+                    scanner: ReplyScanner::default(),
+                    unflushed: false,
+                };
+                let reason = poll_fn(|cx| lane.poll(cx, &mut io, &worker)).await;
+                *lane.waker.borrow_mut() = None;
+                lane.lost(&worker);
+                worker.drained();
+                if lane.retired.get() && lane.is_idle() {
+                    worker.forget_lane(&lane);
+                    return;
+                }
+                tracing::info!(side = %lane.key.side, db = lane.key.identity.db, "a lane lost its connection: {reason}");
+                down_since = Instant::now();
+                continue;
+            }
+            Err(DialError::Refused(line)) => {
+                // The credentials or the db were right once. Those who wait are told what the server says.
+                let text = String::from_utf8_lossy(&line).trim().to_owned();
+                *lane.refusal.borrow_mut() = Some(text.clone());
+                lane.give_up();
+                text
+            }
+            Err(DialError::Lost(error)) => error.to_string(),
+        };
+        lane.changed.notify_waiters();
+        if !patient {
+            if !lane.is_idle() {
+                tracing::warn!(side = %lane.key.side, "clients were closed, since their server stayed away: {failure}");
+            }
+            lane.give_up();
+        }
+        worker.drained();
+        if lane.retired.get() || (lane.is_idle() && Rc::strong_count(&lane) <= 2) {
+            worker.forget_lane(&lane);
+            return;
+        }
+        drop(worker);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(250));
+        if lane.is_idle() && !patient {
+            // Nobody waits: the patience of the next one starts when he comes.
+            down_since = Instant::now();
+        }
+    }
+}

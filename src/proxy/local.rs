@@ -1,0 +1,341 @@
+//! Commands that the gateway itself answers: they speak of the client's connection, which ends here.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::registry::ClientEntry;
+use super::session::{Closing, Core, ReplyMode, Session};
+use super::special::{Answer, Step, credentials};
+use super::upstream::{Credentials, Identity};
+use crate::resp::write;
+
+/// Answers `args`. Everything that was asked before has been answered.
+pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
+    match name {
+        "quit" => {
+            session.reply(|out| write::ok(out));
+            session.closing.set(Closing::AfterReplies);
+            Step::Done
+        }
+        "reset" => {
+            reset(session, core);
+            Step::Done
+        }
+        "select" => select(session, core, args),
+        "auth" => auth(session, core, args),
+        "hello" => hello(session, core, args),
+        "client" => client(session, core, raw, args),
+        // Cluster modes of a connection: the gateway is one node and follows no redirections.
+        "readonly" | "readwrite" | "asking" => say(session, core, |out| write::ok(out)),
+        _ => say(session, core, |out| write::error(out, format!("ERR unknown command '{name}'"))),
+    }
+}
+
+/// Replies, unless the client asked not to be answered.
+fn say(session: &Session, core: &Core, write: impl FnOnce(&mut Vec<u8>)) -> Step {
+    if core.reply_mode == ReplyMode::On {
+        session.reply(write);
+    }
+    Step::Done
+}
+
+fn wrong_arguments(session: &Session, core: &Core, name: &str) -> Step {
+    say(session, core, |out| write::error(out, format!("ERR wrong number of arguments for '{name}' command")))
+}
+
+/// RESET: the connection as if it were new.
+pub(super) fn reset(session: &Rc<Session>, core: &mut Core) {
+    core.reply_mode = ReplyMode::On;
+    core.watch_lost = false;
+    *session.entry.name.lock() = Bytes::new();
+    session.change_identity(core, Identity::default());
+    session.reply(|out| write::simple(out, "RESET"));
+}
+
+fn select(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
+    let [_, index] = args else { return wrong_arguments(session, core, "select") };
+    let Some(index) = std::str::from_utf8(index).ok().and_then(|text| text.parse::<i64>().ok()) else {
+        return say(session, core, |out| write::error(out, "ERR value is not an integer or out of range"));
+    };
+    let Ok(db) = u32::try_from(index) else {
+        return say(session, core, |out| write::error(out, "ERR DB index is out of range"));
+    };
+    let identity = Identity { db, ..core.identity.clone() };
+    if db == core.identity.db || session.worker.has_lane(&identity) {
+        session.change_identity(core, identity);
+        return say(session, core, |out| write::ok(out));
+    }
+    session.ask_identity(core, identity, Answer::Ok)
+}
+
+fn auth(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
+    match credentials(&args[1..]) {
+        Some(credentials) => {
+            let identity = Identity { credentials: Some(credentials), ..core.identity.clone() };
+            session.ask_identity(core, identity, Answer::Ok)
+        }
+        None if args.len() < 2 => wrong_arguments(session, core, "auth"),
+        None => say(session, core, |out| write::error(out, "ERR syntax error")),
+    }
+}
+
+fn hello(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
+    let mut identity = core.identity.clone();
+    let mut rest = &args[1..];
+    if let Some((version, options)) = rest.split_first() {
+        match *version {
+            b"2" => identity.resp3 = false,
+            b"3" => identity.resp3 = true,
+            other => {
+                let number = std::str::from_utf8(other).ok().and_then(|text| text.parse::<i64>().ok());
+                let text = match number {
+                    Some(_) => "NOPROTO unsupported protocol version",
+                    None => "ERR Protocol version is not an integer or out of range",
+                };
+                return say(session, core, |out| write::error(out, text));
+            }
+        }
+        rest = options;
+    }
+    let mut name = None;
+    while let Some((option, values)) = rest.split_first() {
+        match values {
+            [user, password, more @ ..] if option.eq_ignore_ascii_case(b"auth") => {
+                identity.credentials = Some(Rc::new(Credentials {
+                    user: Some(Bytes::copy_from_slice(user)),
+                    password: Bytes::copy_from_slice(password),
+                }));
+                rest = more;
+            }
+            [value, more @ ..] if option.eq_ignore_ascii_case(b"setname") => {
+                if !is_name(value) {
+                    return say(session, core, |out| write::error(out, BAD_NAME));
+                }
+                name = Some(Bytes::copy_from_slice(value));
+                rest = more;
+            }
+            _ => {
+                let option = String::from_utf8_lossy(option).into_owned();
+                return say(session, core, |out| {
+                    write::error(out, format!("ERR Syntax error in HELLO option '{option}'"));
+                });
+            }
+        }
+    }
+    if let Some(name) = name {
+        *session.entry.name.lock() = name;
+    }
+    session.ask_identity(core, identity, Answer::Hello)
+}
+
+const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+fn is_name(name: &[u8]) -> bool {
+    name.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) -> Step {
+    let Some(sub) = args.get(1) else { return wrong_arguments(session, core, "client") };
+    let sub = sub.to_ascii_lowercase();
+    let entry = &session.entry;
+    match (sub.as_slice(), &args[2..]) {
+        (b"id", []) => say(session, core, |out| write::integer(out, entry.id as i64)),
+        (b"getname", []) => {
+            let name = entry.name.lock().clone();
+            let proto = Session::proto(core);
+            say(session, core, |out| {
+                if name.is_empty() { write::null(out, proto) } else { write::bulk(out, &name) }
+            })
+        }
+        (b"setname", [name]) => {
+            if !is_name(name) {
+                return say(session, core, |out| write::error(out, BAD_NAME));
+            }
+            *entry.name.lock() = Bytes::copy_from_slice(name);
+            say(session, core, |out| write::ok(out))
+        }
+        (b"setinfo", [attribute, value]) => {
+            if !is_name(value) {
+                return say(session, core, |out| {
+                    write::error(
+                        out,
+                        "ERR lib-name and lib-ver cannot contain spaces, newlines or special characters.",
+                    );
+                });
+            }
+            let value = Bytes::copy_from_slice(value);
+            if attribute.eq_ignore_ascii_case(b"lib-name") {
+                *entry.lib_name.lock() = value;
+            } else if attribute.eq_ignore_ascii_case(b"lib-ver") {
+                *entry.lib_ver.lock() = value;
+            } else {
+                let attribute = String::from_utf8_lossy(attribute).into_owned();
+                return say(session, core, |out| {
+                    write::error(out, format!("ERR Unrecognized option '{attribute}'"))
+                });
+            }
+            say(session, core, |out| write::ok(out))
+        }
+        (b"info", []) => {
+            let line = entry.line(Instant::now());
+            let proto = Session::proto(core);
+            say(session, core, |out| write::verbatim(out, proto, line.as_bytes()))
+        }
+        (b"list", filters) => list(session, core, filters),
+        (b"kill", filters) => kill(session, core, filters),
+        (b"reply", [mode]) => reply_mode(session, core, mode),
+        (b"unblock", [id, mode @ ..]) if mode.len() <= 1 => unblock(session, core, id, mode),
+        // What is left speaks of the server: PAUSE, HELP, wrong arguments.
+        _ => {
+            session.push(core, raw, 1, core.reply_mode != ReplyMode::On);
+            Step::Done
+        }
+    }
+}
+
+fn reply_mode(session: &Session, core: &mut Core, mode: &[u8]) -> Step {
+    match mode.to_ascii_lowercase().as_slice() {
+        b"on" => {
+            core.reply_mode = ReplyMode::On;
+            session.reply(|out| write::ok(out));
+        }
+        b"off" => core.reply_mode = ReplyMode::Off,
+        b"skip" if core.reply_mode == ReplyMode::On => core.reply_mode = ReplyMode::Skip,
+        b"skip" => {}
+        _ => return say(session, core, |out| write::error(out, "ERR syntax error")),
+    }
+    Step::Done
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn client_type(entry: &ClientEntry) -> &'static [u8] {
+    if *entry.flags.lock() == "P" { b"pubsub" } else { b"normal" }
+}
+
+fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
+    let keep: Box<dyn Fn(&ClientEntry) -> bool> = match filters {
+        [] => Box::new(|_| true),
+        [kind, value] if kind.eq_ignore_ascii_case(b"type") => {
+            let wanted = value.to_ascii_lowercase();
+            if ![b"normal".as_slice(), b"master", b"replica", b"slave", b"pubsub"]
+                .contains(&wanted.as_slice())
+            {
+                let wanted = String::from_utf8_lossy(value).into_owned();
+                return say(session, core, |out| {
+                    write::error(out, format!("ERR Unknown client type '{wanted}'"))
+                });
+            }
+            Box::new(move |entry| client_type(entry) == wanted)
+        }
+        [kind, ids @ ..] if kind.eq_ignore_ascii_case(b"id") && !ids.is_empty() => {
+            let mut wanted = Vec::new();
+            for id in ids {
+                match number(id) {
+                    Some(id) => wanted.push(id),
+                    None => return say(session, core, |out| write::error(out, "ERR Invalid client ID")),
+                }
+            }
+            Box::new(move |entry| wanted.contains(&entry.id))
+        }
+        _ => return say(session, core, |out| write::error(out, "ERR syntax error")),
+    };
+    let now = Instant::now();
+    let text: String = session
+        .worker
+        .shared
+        .registry
+        .all()
+        .iter()
+        .filter(|entry| keep(entry))
+        .map(|entry| entry.line(now))
+        .collect();
+    let proto = Session::proto(core);
+    say(session, core, |out| write::verbatim(out, proto, text.as_bytes()))
+}
+
+fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
+    let all = session.worker.shared.registry.all();
+    if let [address] = filters {
+        // The old form kills exactly one client, by its address.
+        let found = all.iter().find(|entry| entry.addr.as_bytes() == *address);
+        return match found {
+            Some(entry) if entry.id == session.entry.id => {
+                session.closing.set(Closing::AfterReplies);
+                say(session, core, |out| write::ok(out))
+            }
+            Some(entry) => {
+                entry.kill();
+                say(session, core, |out| write::ok(out))
+            }
+            None => say(session, core, |out| write::error(out, "ERR No such client")),
+        };
+    }
+    let mut skip_me = true;
+    let mut tests: Vec<Box<dyn Fn(&ClientEntry) -> bool>> = Vec::new();
+    let mut pairs = filters.chunks_exact(2);
+    for pair in pairs.by_ref() {
+        let value = pair[1].to_vec();
+        match pair[0].to_ascii_lowercase().as_slice() {
+            b"id" => match number(&value) {
+                Some(id) if id > 0 => tests.push(Box::new(move |entry| entry.id == id)),
+                _ => {
+                    return say(session, core, |out| {
+                        write::error(out, "ERR client-id should be greater than 0")
+                    });
+                }
+            },
+            b"addr" => tests.push(Box::new(move |entry| entry.addr.as_bytes() == value)),
+            b"laddr" => tests.push(Box::new(move |entry| entry.laddr.as_bytes() == value)),
+            b"user" => tests.push(Box::new(move |entry| entry.user.lock().as_ref() == value)),
+            b"type" => tests.push(Box::new(move |entry| client_type(entry).eq_ignore_ascii_case(&value))),
+            b"skipme" if value.eq_ignore_ascii_case(b"yes") => skip_me = true,
+            b"skipme" if value.eq_ignore_ascii_case(b"no") => skip_me = false,
+            b"maxage" => match number(&value) {
+                Some(age) => tests.push(Box::new(move |entry| entry.since.elapsed().as_secs() >= age)),
+                None => return say(session, core, |out| write::error(out, "ERR syntax error")),
+            },
+            _ => return say(session, core, |out| write::error(out, "ERR syntax error")),
+        }
+    }
+    if !pairs.remainder().is_empty() || filters.is_empty() {
+        return say(session, core, |out| write::error(out, "ERR syntax error"));
+    }
+    let mut killed = 0;
+    for entry in all.iter().filter(|entry| tests.iter().all(|test| test(entry))) {
+        if entry.id == session.entry.id {
+            if !skip_me {
+                session.closing.set(Closing::AfterReplies);
+                killed += 1;
+            }
+        } else {
+            entry.kill();
+            killed += 1;
+        }
+    }
+    say(session, core, |out| write::integer(out, killed))
+}
+
+/// CLIENT UNBLOCK names a client of the gateway; the server knows the connection that blocks for it.
+fn unblock(session: &Rc<Session>, core: &mut Core, id: &[u8], mode: &[&[u8]]) -> Step {
+    let Some(id) = number(id) else {
+        return say(session, core, |out| write::error(out, "ERR value is not an integer or out of range"));
+    };
+    let server_id =
+        session.worker.shared.registry.find(id).map_or(0, |entry| entry.server_id.load(Ordering::Relaxed));
+    if server_id == 0 {
+        return say(session, core, |out| write::integer(out, 0));
+    }
+    let server_id = server_id.to_string();
+    let mut command = vec![b"CLIENT".as_slice(), b"UNBLOCK", server_id.as_bytes()];
+    command.extend(mode);
+    let mut bytes = Vec::new();
+    write::command(&mut bytes, &command);
+    session.push(core, &bytes, 1, core.reply_mode != ReplyMode::On);
+    Step::Done
+}

@@ -1,0 +1,195 @@
+//! How a session with connection state crosses a switch: drained on one side, armed on the other.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::Active;
+use super::pinned::{Expect, Fate, Pinned};
+use super::session::Session;
+use super::upstream::{DialError, Key, dial};
+use crate::resp::write;
+
+/// What a session did when it was told to drain.
+#[derive(Debug, Default)]
+pub(super) struct Drained {
+    /// The server's id of a connection whose command blocks and must be recalled.
+    pub(super) recall: Option<u64>,
+    pub(super) transaction: bool,
+}
+
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+
+impl Session {
+    /// Begins to drain: says which blocked command to recall, and fences a subscriber's messages.
+    pub(super) fn begin_drain(&self) -> Drained {
+        let mut core = self.core.borrow_mut();
+        let Some(pinned) = core.pinned.as_deref_mut() else { return Drained::default() };
+        if pinned.is_subscribed() && !pinned.owes() {
+            // Whatever was published before has been sent to this connection before its answer to the PING.
+            pinned.ask(PING, Expect::Swallow, false);
+            self.wake();
+        }
+        Drained { recall: self.recall(pinned), transaction: pinned.transaction.is_some() }
+    }
+
+    /// The connection whose blocked command still has to be recalled.
+    fn recall(&self, pinned: &mut Pinned) -> Option<u64> {
+        let id = pinned.upstream.client_id;
+        let blocked = pinned.blocked.as_mut()?;
+        if blocked.held.is_some() || id == 0 {
+            return None;
+        }
+        blocked.recalled = true;
+        Some(id)
+    }
+
+    /// As [`Session::begin_drain`], for a command that the server had not received yet at the first attempt.
+    pub(super) fn still_blocked(&self) -> Option<u64> {
+        let mut core = self.core.try_borrow_mut().ok()?;
+        let pinned = core.pinned.as_deref_mut()?;
+        self.recall(pinned)
+    }
+
+    /// Whether nothing of this session is in flight at a server.
+    pub(super) fn is_quiet(&self) -> bool {
+        let Ok(core) = self.core.try_borrow() else { return false };
+        let pinned_quiet = core.pinned.as_ref().is_none_or(|pinned| {
+            !pinned.owes() && pinned.blocked.as_ref().is_none_or(|blocked| blocked.held.is_some())
+        });
+        self.inflight.get() == 0 && core.pending.is_none() && pinned_quiet
+    }
+
+    /// Whether it has to be armed before the gate opens.
+    pub(super) fn has_pinned(&self) -> bool {
+        self.core.try_borrow().is_ok_and(|core| core.pinned.is_some())
+    }
+
+    /// Whether the gateway's own questions on the new connection have been answered.
+    pub(super) fn is_armed(&self) -> bool {
+        self.core.try_borrow().is_ok_and(|core| {
+            core.pinned.as_ref().is_none_or(|pinned| {
+                !pinned.expects.iter().any(|(expect, _)| matches!(expect, Expect::Swallow))
+            })
+        })
+    }
+
+    /// Brings the connection state to `active`, on a connection of its own there. On the side where it already
+    /// is, only a recalled command is issued again.
+    pub(super) async fn arm(self: Rc<Self>, active: Active) -> Result<(), String> {
+        let key = {
+            let core = self.core.borrow();
+            let Some(pinned) = core.pinned.as_deref() else { return Ok(()) };
+            Key { side: active, identity: pinned.upstream.key.identity.clone() }
+        };
+        let moves = {
+            let core = self.core.borrow();
+            core.pinned.as_deref().is_some_and(|pinned| pinned.upstream.key.side != active)
+        };
+        let fresh = if moves && self.needs_connection() {
+            match self.worker.take_pooled(&key) {
+                Some(upstream) => Some(upstream),
+                None => match dial(self.worker.options(), &key, false).await {
+                    Ok(upstream) => Some(upstream),
+                    Err(DialError::Refused(line)) => {
+                        self.close_now();
+                        return Err(format!(
+                            "{}: {}",
+                            self.entry.addr,
+                            String::from_utf8_lossy(&line).trim()
+                        ));
+                    }
+                    Err(DialError::Lost(error)) => {
+                        self.close_now();
+                        return Err(format!("{}: {error}", self.entry.addr));
+                    }
+                },
+            }
+        } else {
+            None
+        };
+        let mut core = self.core.borrow_mut();
+        let Some(mut pinned) = core.pinned.take() else { return Ok(()) };
+        if moves {
+            if pinned.watching && pinned.transaction.is_none() {
+                core.watch_lost = true;
+            }
+            let Some(upstream) = fresh else {
+                // Only watched keys: there is nothing to carry but the conflict.
+                self.worker.count_pinned(-1);
+                return Ok(());
+            };
+            self.entry.server_id.store(upstream.client_id, std::sync::atomic::Ordering::Relaxed);
+            pinned = Box::new(carry(*pinned, upstream));
+        }
+        let now = Instant::now();
+        if let Some(blocked) = &mut pinned.blocked {
+            if blocked.held.is_some() {
+                match blocked.reissue(now) {
+                    Ok(command) => pinned.ask(&command, Expect::Blocking, false),
+                    Err(nil) => {
+                        pinned.blocked = None;
+                        self.send(&nil);
+                    }
+                }
+            }
+        }
+        if pinned.take_invalidation() {
+            self.send(b">2\r\n$10\r\ninvalidate\r\n_\r\n");
+        }
+        core.pinned = Some(pinned);
+        drop(core);
+        self.wake();
+        Ok(())
+    }
+
+    fn needs_connection(&self) -> bool {
+        let core = self.core.borrow();
+        core.pinned.as_deref().is_some_and(|pinned| {
+            pinned.transaction.is_some()
+                || pinned.blocked.is_some()
+                || pinned.is_subscribed()
+                || !pinned.sticky.is_empty()
+        })
+    }
+}
+
+/// The state of `old` on a new connection: what gave it that state is said again, and the answers are swallowed.
+fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
+    let resp3 = upstream.key.identity.resp3;
+    let mut new = Pinned::new(upstream);
+    let mut tracked = false;
+    for command in &old.sticky {
+        tracked |= command.to_ascii_uppercase().windows(8).any(|word| word == b"TRACKING");
+        new.ask(command, Expect::Swallow, false);
+    }
+    new.note_tracking_reset(tracked && resp3);
+    for (name, channels) in
+        [("SUBSCRIBE", &old.channels), ("PSUBSCRIBE", &old.patterns), ("SSUBSCRIBE", &old.shards)]
+    {
+        for channel in channels {
+            let mut bytes = Vec::new();
+            write::command(&mut bytes, &[name.as_bytes(), channel]);
+            new.ask(&bytes, Expect::Swallow, false);
+        }
+    }
+    if let Some(mut transaction) = old.transaction {
+        if old.watching {
+            transaction.fate = Fate::Conflict;
+        }
+        if transaction.is_too_large() {
+            transaction.fate = Fate::TooLarge;
+        }
+        new.ask(b"*1\r\n$5\r\nMULTI\r\n", Expect::Swallow, false);
+        for command in &transaction.queued {
+            new.ask(command, Expect::Swallow, false);
+        }
+        new.transaction = Some(transaction);
+    }
+    new.monitor = old.monitor;
+    new.blocked = old.blocked;
+    new.sticky = old.sticky;
+    new.channels = old.channels;
+    new.patterns = old.patterns;
+    new.shards = old.shards;
+    new
+}

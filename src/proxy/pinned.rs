@@ -1,0 +1,699 @@
+//! A connection that one session has for itself while it holds state: a transaction, a blocked command,
+//! subscriptions, tracking.
+//!
+//! `expects` says, for each reply that is owed, what it will mean for that state. Messages that nobody asked
+//! for (pub/sub, MONITOR, invalidations) are told apart by their form. When no state is left the connection goes
+//! back to the pool. While a command blocks, nothing is sent behind it: a switch must be able to issue
+//! it again on the other side, before what follows.
+
+use std::collections::{HashSet, VecDeque};
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::local;
+use super::outbuf::{OutBuf, SLICES};
+use super::session::{Closing, Core, ReplyMode, Session};
+use super::special::{Step, credentials};
+use super::upstream::{Identity, Upstream};
+use crate::command::{self, Lane as Route, Pin as Why, Spec};
+use crate::resp::scan::ReplyScanner;
+use crate::resp::write;
+
+/// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.
+const REMEMBERED: usize = 64 * 1024 * 1024;
+
+/// What a reply that is owed will mean.
+#[derive(Debug)]
+pub(super) enum Expect {
+    Plain,
+    Multi,
+    /// A command inside MULTI.
+    Queued(Bytes),
+    /// EXEC or DISCARD of a transaction.
+    EndTransaction,
+    /// DISCARD in place of an EXEC that must not run; the client is told `instead`.
+    Replaced(&'static [u8]),
+    Watch,
+    Unwatch,
+    Blocking,
+    /// Confirmations of SUBSCRIBE and its kin.
+    Subscription {
+        left: usize,
+    },
+    /// A command that gives the connection a state which is replayed on the other side.
+    Sticky(Bytes),
+    Select(u32),
+    Auth(Identity),
+    /// The gateway's own question; the client does not see the answer.
+    Swallow,
+}
+
+/// Why a transaction cannot run when EXEC comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It can.
+    Live,
+    /// A watched key's state was lost with the switch: as if the key had changed.
+    Conflict,
+    /// It was too large to be remembered.
+    TooLarge,
+}
+
+#[derive(Debug)]
+pub(super) struct Transaction {
+    pub(super) queued: Vec<Bytes>,
+    bytes: usize,
+    pub(super) fate: Fate,
+    /// A command was refused when it was queued: EXEC will answer EXECABORT.
+    refused: bool,
+    /// The db that a queued SELECT leads to.
+    select: Option<u32>,
+}
+
+/// A command that waits at the server.
+#[derive(Debug)]
+pub(super) struct Blocked {
+    args: Vec<Bytes>,
+    form: command::Blocking,
+    since: Instant,
+    /// `None`: for ever.
+    timeout: Option<Duration>,
+    /// CLIENT UNBLOCK has been, or is being, asked for.
+    pub(super) recalled: bool,
+    /// It came back empty because of that; this is its empty answer.
+    pub(super) held: Option<Bytes>,
+}
+
+impl Blocked {
+    /// The command with the time that is left, or the answer when none is.
+    pub(super) fn reissue(&mut self, now: Instant) -> Result<Bytes, Bytes> {
+        let nil = self.held.take().unwrap_or_else(|| Bytes::from_static(b"*-1\r\n"));
+        self.recalled = false;
+        if let Some(timeout) = self.timeout {
+            let left = timeout.saturating_sub(now.saturating_duration_since(self.since));
+            if left.is_zero() {
+                return Err(nil);
+            }
+            self.args[self.form.timeout_arg] = Bytes::from(self.form.text(left));
+            self.timeout = Some(left);
+            self.since = now;
+        }
+        let mut bytes = Vec::new();
+        write::command(&mut bytes, &self.args);
+        Ok(bytes.into())
+    }
+}
+
+/// The connection and what is known of its state.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    pub(super) upstream: Upstream,
+    out: OutBuf,
+    buf: BytesMut,
+    scanner: ReplyScanner,
+    scanned: usize,
+    pub(super) expects: VecDeque<(Expect, bool)>,
+    pub(super) transaction: Option<Transaction>,
+    pub(super) watching: bool,
+    pub(super) blocked: Option<Blocked>,
+    pub(super) sticky: Vec<Bytes>,
+    pub(super) channels: HashSet<Bytes>,
+    pub(super) patterns: HashSet<Bytes>,
+    pub(super) shards: HashSet<Bytes>,
+    pub(super) monitor: bool,
+    invalidate: bool,
+}
+
+impl Pinned {
+    pub(super) fn new(upstream: Upstream) -> Self {
+        Self {
+            upstream,
+            out: OutBuf::default(),
+            buf: BytesMut::new(),
+            scanner: ReplyScanner::default(),
+            scanned: 0,
+            expects: VecDeque::new(),
+            transaction: None,
+            watching: false,
+            blocked: None,
+            sticky: Vec::new(),
+            channels: HashSet::new(),
+            patterns: HashSet::new(),
+            shards: HashSet::new(),
+            monitor: false,
+            invalidate: false,
+        }
+    }
+
+    /// Whether replies are still to come.
+    pub(super) fn owes(&self) -> bool {
+        !self.expects.is_empty()
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
+    }
+
+    pub(super) fn is_subscribed(&self) -> bool {
+        !(self.channels.is_empty() && self.patterns.is_empty() && self.shards.is_empty())
+    }
+
+    /// Whether the connection may serve anybody.
+    pub(super) fn is_clean(&self) -> bool {
+        self.expects.is_empty()
+            && self.transaction.is_none()
+            && !self.watching
+            && self.blocked.is_none()
+            && self.sticky.is_empty()
+            && !self.is_subscribed()
+            && !self.monitor
+            && self.buf.is_empty()
+            && self.out.is_empty()
+    }
+
+    /// Sends bytes whose reply will mean `expect`.
+    pub(super) fn ask(&mut self, bytes: &[u8], expect: Expect, discard: bool) {
+        self.out.extend(bytes);
+        self.expects.push_back((expect, discard));
+    }
+
+    /// The other side does not know which keys this client has cached: it is told to forget them all.
+    pub(super) fn take_invalidation(&mut self) -> bool {
+        std::mem::take(&mut self.invalidate)
+    }
+
+    /// See [`Pinned::take_invalidation`].
+    pub(super) fn note_tracking_reset(&mut self, tracked: bool) {
+        self.invalidate = tracked;
+    }
+
+    fn flags(&self) -> &'static str {
+        if self.monitor {
+            "O"
+        } else if self.is_subscribed() {
+            "P"
+        } else if self.blocked.is_some() {
+            "b"
+        } else if self.transaction.is_some() {
+            "x"
+        } else {
+            "N"
+        }
+    }
+
+    /// The set that confirmations of this name speak of.
+    fn subscriptions(&mut self, name: &[u8]) -> &mut HashSet<Bytes> {
+        match name.first() {
+            Some(b'p' | b'P') => &mut self.patterns,
+            Some(b's' | b'S') if name.get(1).is_some_and(|b| b.eq_ignore_ascii_case(&b's')) => {
+                &mut self.shards
+            }
+            // "subscribe" and "sunsubscribe" differ in their second letters.
+            Some(b's' | b'S') if name.get(2).is_some_and(|b| b.eq_ignore_ascii_case(&b'n')) => {
+                &mut self.shards
+            }
+            _ => &mut self.channels,
+        }
+    }
+
+    /// The replies that one (un)subscribe command brings: one for each channel.
+    fn confirmations(&mut self, name: &[u8], channels: usize) -> usize {
+        if channels > 0 {
+            return channels;
+        }
+        self.subscriptions(name).len().max(1)
+    }
+}
+
+/// Messages that come unasked, and confirmations, by their first element.
+enum Push<'a> {
+    Message,
+    Confirmation { name: &'a [u8], channel: Option<&'a [u8]> },
+}
+
+fn bulk(buf: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = memchr::memchr(b'\n', buf)?;
+    let len: usize = std::str::from_utf8(buf.get(1..line - 1)?).ok()?.parse().ok()?;
+    let body = buf.get(line + 1..line + 1 + len)?;
+    Some((body, buf.get(line + 3 + len..)?))
+}
+
+fn classify(frame: &[u8], pubsub: bool) -> Option<Push<'_>> {
+    let resp3 = frame.first() == Some(&b'>');
+    if !resp3 && !(pubsub && (frame.starts_with(b"*3\r\n$") || frame.starts_with(b"*4\r\n$"))) {
+        return None;
+    }
+    let after = memchr::memchr(b'\n', frame)? + 1;
+    let (name, rest) = bulk(&frame[after..])?;
+    if name.ends_with(b"subscribe") {
+        return Some(Push::Confirmation { name, channel: bulk(rest).map(|(channel, _)| channel) });
+    }
+    (resp3 || name.ends_with(b"message")).then_some(Push::Message)
+}
+
+fn is_nil(frame: &[u8]) -> bool {
+    frame.starts_with(b"*-1") || frame.starts_with(b"$-1") || frame.starts_with(b"_")
+}
+
+impl Session {
+    /// A command of a session that has a connection for itself.
+    pub(super) fn pinned_command(
+        self: &Rc<Self>,
+        core: &mut Core,
+        raw: &[u8],
+        args: &[&[u8]],
+        spec: Option<&'static Spec>,
+    ) -> Step {
+        let discard = core.reply_mode != ReplyMode::On;
+        let Some(pinned) = core.pinned.as_deref_mut() else { return Step::Wait };
+        let name = spec.map_or("", |spec| spec.name);
+        // Some things need a quiet connection: their reply is made here, or depends on what came before.
+        let route = spec.map(|spec| command::route(spec, args).1);
+        let in_transaction = pinned.transaction.is_some()
+            || pinned.expects.iter().any(|(expect, _)| matches!(expect, Expect::Multi));
+        if pinned.blocked.is_some() || (pinned.out.len() > 4 * 1024 * 1024 && pinned.owes()) {
+            return Step::Wait;
+        }
+        if let Some(Route::Local | Route::Refused | Route::Pinned(Why::ReplyMode)) = route {
+            let immediate = matches!(name, "quit" | "reset");
+            if !in_transaction || immediate {
+                if pinned.owes() {
+                    return Step::Wait;
+                }
+                return self.local_while_pinned(core, name, raw, args);
+            }
+        }
+        let expect = match name {
+            "multi" if !in_transaction => Expect::Multi,
+            "exec" | "discard" if in_transaction => {
+                if pinned.owes() {
+                    // Whether EXEC may run depends on how the commands before it were taken.
+                    return Step::Wait;
+                }
+                let fate = pinned.transaction.as_ref().map_or(Fate::Live, |transaction| transaction.fate);
+                let refused = pinned.transaction.as_ref().is_some_and(|transaction| transaction.refused);
+                let instead: &'static [u8] = match (name, fate) {
+                    ("discard", _) | (_, Fate::Live) => b"",
+                    _ if refused => b"-EXECABORT Transaction discarded because of previous errors.\r\n",
+                    (_, Fate::Conflict) if core.identity.resp3 => b"_\r\n",
+                    (_, Fate::Conflict) => b"*-1\r\n",
+                    (_, Fate::TooLarge) => {
+                        b"-EXECABORT Transaction discarded: it was too large to be carried over the switch.\r\n"
+                    }
+                };
+                if !instead.is_empty() {
+                    pinned.ask(b"*1\r\n$7\r\nDISCARD\r\n", Expect::Replaced(instead), discard);
+                    return Step::Done;
+                }
+                Expect::EndTransaction
+            }
+            _ if in_transaction => Expect::Queued(Bytes::copy_from_slice(raw)),
+            "watch" => Expect::Watch,
+            "unwatch" => Expect::Unwatch,
+            "monitor" => Expect::Sticky(Bytes::copy_from_slice(raw)),
+            "client" if matches!(route, Some(Route::Pinned(_))) => {
+                Expect::Sticky(Bytes::copy_from_slice(raw))
+            }
+            "wait" | "waitaof" => {
+                if pinned.owes() {
+                    return Step::Wait;
+                }
+                // WAIT looks at what *this* connection has written. After any command its offset is the server's
+                // newest, which covers what the lane wrote before.
+                pinned.ask(b"*1\r\n$4\r\nPING\r\n", Expect::Swallow, false);
+                match spec.and_then(|spec| command::blocking_form(spec, args)) {
+                    Some(form) => {
+                        self.block(pinned, args, form);
+                        Expect::Blocking
+                    }
+                    None => Expect::Plain,
+                }
+            }
+            _ => match (route, spec) {
+                (Some(Route::Pinned(Why::Subscribe)), _) => {
+                    if pinned.owes() {
+                        return Step::Wait;
+                    }
+                    Expect::Subscription { left: pinned.confirmations(args[0], args.len() - 1) }
+                }
+                (Some(Route::Pinned(Why::Blocking)), Some(spec)) => {
+                    match command::blocking_form(spec, args) {
+                        Some(form) => {
+                            if pinned.owes() {
+                                return Step::Wait;
+                            }
+                            self.block(pinned, args, form);
+                            Expect::Blocking
+                        }
+                        None => Expect::Plain,
+                    }
+                }
+                _ => Expect::Plain,
+            },
+        };
+        pinned.ask(raw, expect, discard);
+        *self.entry.flags.lock() = pinned.flags();
+        Step::Done
+    }
+
+    fn block(&self, pinned: &mut Pinned, args: &[&[u8]], form: command::Blocking) {
+        pinned.blocked = Some(Blocked {
+            args: args.iter().map(|arg| Bytes::copy_from_slice(arg)).collect(),
+            form,
+            since: Instant::now(),
+            // A timeout that is no number: the server refuses it, and nothing blocks.
+            timeout: form.timeout(args).flatten(),
+            recalled: false,
+            held: None,
+        });
+    }
+
+    /// A command about the connection itself, from a session that has one of its own.
+    fn local_while_pinned(self: &Rc<Self>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
+        let discard = core.reply_mode != ReplyMode::On;
+        let Some(pinned) = core.pinned.as_deref_mut() else { return Step::Wait };
+        match name {
+            "select" => {
+                let db = args.get(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+                let expect = db.map_or(Expect::Plain, Expect::Select);
+                pinned.ask(raw, expect, discard);
+                Step::Done
+            }
+            "auth" => {
+                let identity = Identity { credentials: credentials(&args[1..]), ..core.identity.clone() };
+                pinned.ask(raw, Expect::Auth(identity), discard);
+                Step::Done
+            }
+            "hello" => {
+                // Only the protocol and the user can change under a connection with state.
+                let mut identity = core.identity.clone();
+                match args.get(1) {
+                    Some(&b"2") => identity.resp3 = false,
+                    Some(&b"3") => identity.resp3 = true,
+                    _ => {}
+                }
+                if let Some(at) = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"auth")) {
+                    if let Some(pair) = args.get(at + 1..at + 3) {
+                        identity.credentials = credentials(pair);
+                    }
+                }
+                pinned.ask(raw, Expect::Auth(identity), discard);
+                Step::Done
+            }
+            "reset" => {
+                if let Some(pinned) = core.pinned.take() {
+                    self.release(*pinned);
+                }
+                local::reset(self, core);
+                Step::Done
+            }
+            _ => local::answer(self, core, name, raw, args),
+        }
+    }
+
+    /// Moves bytes between the session's own connection and the client; whether anything moved.
+    pub(super) fn poll_pinned(self: &Rc<Self>, core: &mut Core, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        loop {
+            let Some(pinned) = core.pinned.as_deref_mut() else { return progress };
+            while !pinned.out.is_empty() {
+                let written = {
+                    let mut slices = [IoSlice::new(&[]); SLICES];
+                    let count = pinned.out.slices(&mut slices);
+                    Pin::new(&mut pinned.upstream.stream).poll_write_vectored(cx, &slices[..count])
+                };
+                match written {
+                    Poll::Ready(Ok(n)) if n > 0 => {
+                        pinned.out.advance(n);
+                        progress = true;
+                    }
+                    Poll::Ready(_) => return self.pinned_lost(),
+                    Poll::Pending => break,
+                }
+            }
+            if let Poll::Ready(Err(_)) = Pin::new(&mut pinned.upstream.stream).poll_flush(cx) {
+                return self.pinned_lost();
+            }
+            pinned.buf.reserve(16 * 1024);
+            match poll_read(pinned, cx) {
+                Poll::Pending => return progress,
+                Poll::Ready(Ok(n)) if n > 0 => progress = true,
+                Poll::Ready(_) => return self.pinned_lost(),
+            }
+            if !self.pinned_frames(core) {
+                return self.pinned_lost();
+            }
+            if core.pinned.as_ref().is_some_and(|pinned| pinned.is_clean()) && !self.worker.gate_closed() {
+                if let Some(pinned) = core.pinned.take() {
+                    self.release(*pinned);
+                }
+            }
+            if self.worker.gate_closed() {
+                self.worker.progress.notify_one();
+            }
+        }
+    }
+
+    /// The server closed a connection with state: Redis would have closed the client's.
+    fn pinned_lost(&self) -> bool {
+        self.closing.set(Closing::Now);
+        true
+    }
+
+    /// Gives the connection back, or closes it when it still has state.
+    pub(super) fn release(&self, pinned: Pinned) {
+        self.entry.server_id.store(0, Ordering::Relaxed);
+        *self.entry.flags.lock() = "N";
+        self.worker.count_pinned(-1);
+        if pinned.is_clean() {
+            self.worker.give_pooled(pinned.upstream);
+        }
+    }
+
+    fn pinned_frames(self: &Rc<Self>, core: &mut Core) -> bool {
+        loop {
+            let Some(pinned) = core.pinned.as_deref_mut() else { return true };
+            let feed = match pinned.scanner.feed(&pinned.buf[pinned.scanned..]) {
+                Ok(feed) => feed,
+                Err(error) => {
+                    tracing::error!(client = %self.entry.addr, "a reply that is no RESP: {error}");
+                    return false;
+                }
+            };
+            pinned.scanned += feed.consumed;
+            if !feed.complete {
+                return true;
+            }
+            let frame = pinned.buf.split_to(pinned.scanned).freeze();
+            pinned.scanned = 0;
+            if !self.pinned_frame(core, frame) {
+                return false;
+            }
+        }
+    }
+
+    /// One whole reply or message; `false` when it does not fit what was asked.
+    fn pinned_frame(self: &Rc<Self>, core: &mut Core, frame: Bytes) -> bool {
+        let Some(pinned) = core.pinned.as_deref_mut() else { return false };
+        let asked_subscription = matches!(pinned.expects.front(), Some((Expect::Subscription { .. }, _)));
+        let swallowed = matches!(pinned.expects.front(), Some((Expect::Swallow, _)));
+        match classify(&frame, asked_subscription || pinned.is_subscribed() || swallowed) {
+            Some(Push::Message) => {
+                self.send(&frame);
+                return true;
+            }
+            Some(Push::Confirmation { name, channel }) => {
+                if let Some(channel) = channel {
+                    let channel = Bytes::copy_from_slice(channel);
+                    let ends = name.windows(2).any(|two| two == b"un");
+                    let set = pinned.subscriptions(name);
+                    if ends {
+                        set.remove(&channel);
+                    } else {
+                        set.insert(channel);
+                    }
+                }
+                let done = match pinned.expects.front_mut() {
+                    Some((Expect::Subscription { left }, discard)) => {
+                        *left = left.saturating_sub(1);
+                        let (done, discard) = (*left == 0, *discard);
+                        if !discard {
+                            self.send(&frame);
+                        }
+                        done
+                    }
+                    // Re-subscribed by the gateway: one question for each confirmation.
+                    Some((Expect::Swallow, _)) => true,
+                    _ => {
+                        self.send(&frame);
+                        false
+                    }
+                };
+                if done {
+                    pinned.expects.pop_front();
+                }
+                *self.entry.flags.lock() = pinned.flags();
+                return true;
+            }
+            None => {}
+        }
+        if pinned.monitor && frame.first() == Some(&b'+') && frame.get(1).is_some_and(u8::is_ascii_digit) {
+            self.send(&frame);
+            return true;
+        }
+        let Some((expect, discard)) = pinned.expects.pop_front() else {
+            tracing::error!(client = %self.entry.addr, "a reply came that the client had not asked for");
+            return false;
+        };
+        let refused = frame.first() == Some(&b'-');
+        if refused {
+            self.worker.count_errors(1);
+        }
+        let mut answer = Some(frame.clone());
+        match expect {
+            Expect::Plain => {}
+            Expect::Subscription { .. } => {}
+            Expect::Swallow => answer = None,
+            Expect::Multi if !refused => {
+                let fate = if std::mem::take(&mut core.watch_lost) { Fate::Conflict } else { Fate::Live };
+                pinned.transaction =
+                    Some(Transaction { queued: Vec::new(), bytes: 0, fate, refused: false, select: None });
+            }
+            Expect::Multi => {}
+            Expect::Queued(raw) => {
+                if let Some(transaction) = &mut pinned.transaction {
+                    if refused {
+                        transaction.refused = true;
+                    } else {
+                        transaction.bytes += raw.len();
+                        if transaction.bytes > REMEMBERED {
+                            transaction.queued = Vec::new();
+                        } else {
+                            if let Some(db) = queued_select(&raw) {
+                                transaction.select = Some(db);
+                            }
+                            transaction.queued.push(raw);
+                        }
+                    }
+                }
+            }
+            Expect::EndTransaction => {
+                let select = pinned.transaction.take().and_then(|transaction| transaction.select);
+                pinned.watching = false;
+                if let (Some(db), Some(b'*')) = (select, frame.first()) {
+                    if !is_nil(&frame) {
+                        pinned.upstream.key.identity.db = db;
+                        let identity = Identity { db, ..core.identity.clone() };
+                        self.change_identity(core, identity);
+                    }
+                }
+            }
+            Expect::Replaced(instead) => {
+                pinned.transaction = None;
+                pinned.watching = false;
+                answer = Some(Bytes::from_static(instead));
+            }
+            Expect::Watch => pinned.watching |= !refused,
+            Expect::Unwatch => pinned.watching = false,
+            Expect::Blocking => {
+                if let Some(blocked) = &mut pinned.blocked {
+                    if blocked.recalled && is_nil(&frame) {
+                        blocked.held = Some(frame.clone());
+                        answer = None;
+                    } else {
+                        pinned.blocked = None;
+                    }
+                }
+            }
+            Expect::Sticky(raw) if !refused => {
+                if raw.windows(7).any(|word| word.eq_ignore_ascii_case(b"MONITOR")) {
+                    pinned.monitor = true;
+                }
+                remember_sticky(&mut pinned.sticky, raw);
+            }
+            Expect::Sticky(_) => {}
+            Expect::Select(db) if !refused => {
+                pinned.upstream.key.identity.db = db;
+                let identity = Identity { db, ..core.identity.clone() };
+                self.change_identity(core, identity);
+            }
+            Expect::Auth(identity) if !refused => {
+                pinned.upstream.key.identity = identity.clone();
+                self.change_identity(core, identity);
+            }
+            Expect::Select(_) | Expect::Auth(_) => {}
+        }
+        if let Some(answer) = answer.filter(|_| !discard) {
+            self.send(&answer);
+        }
+        if let Some(pinned) = core.pinned.as_deref() {
+            *self.entry.flags.lock() = pinned.flags();
+        }
+        true
+    }
+}
+
+impl Transaction {
+    /// Whether the commands could not all be remembered.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.bytes > REMEMBERED
+    }
+}
+
+/// The db of a queued `SELECT n`.
+fn queued_select(raw: &[u8]) -> Option<u32> {
+    let upper = raw.get(..16)?.to_ascii_uppercase();
+    if !upper.starts_with(b"*2\r\n$6\r\nSELECT") {
+        return None;
+    }
+    let (index, _) = bulk(raw.get(16..)?)?;
+    std::str::from_utf8(index).ok()?.parse().ok()
+}
+
+/// Keeps what gives the connection its state; what takes it away removes it.
+fn remember_sticky(sticky: &mut Vec<Bytes>, raw: Bytes) {
+    let upper = raw.to_ascii_uppercase();
+    let has = |word: &[u8]| upper.windows(word.len()).any(|part| part == word);
+    for (word, off) in [
+        (b"TRACKING\r\n".as_slice(), b"\r\nOFF\r\n".as_slice()),
+        (b"NO-EVICT\r\n", b"\r\nOFF\r\n"),
+        (b"NO-TOUCH\r\n", b"\r\nOFF\r\n"),
+    ] {
+        if has(word) {
+            sticky.retain(|old| {
+                let old = old.to_ascii_uppercase();
+                !old.windows(word.len()).any(|part| part == word)
+            });
+            if !has(off) {
+                sticky.push(raw);
+            }
+            return;
+        }
+    }
+    // CLIENT CACHING speaks of the next command only, TRACKINGINFO and GETREDIR only ask.
+    if has(b"MONITOR\r\n") {
+        sticky.push(raw);
+    }
+}
+
+fn poll_read(pinned: &mut Pinned, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+    let have = pinned.buf.len();
+    let room = pinned.buf.capacity() - have;
+    pinned.buf.resize(have + room, 0);
+    let mut read = tokio::io::ReadBuf::new(&mut pinned.buf[have..]);
+    let outcome = Pin::new(&mut pinned.upstream.stream).poll_read(cx, &mut read);
+    let got = read.filled().len();
+    pinned.buf.truncate(have + got);
+    match outcome {
+        Poll::Pending => Poll::Pending,
+        Poll::Ready(Ok(())) => Poll::Ready(Ok(got)),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+    }
+}

@@ -1,0 +1,102 @@
+//! Every client of the gateway, whatever worker serves it: what CLIENT LIST shows and CLIENT KILL ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+
+/// What is known of one client outside its worker.
+#[derive(Debug)]
+pub(super) struct ClientEntry {
+    pub(super) id: u64,
+    pub(super) addr: String,
+    pub(super) laddr: String,
+    pub(super) since: Instant,
+    pub(super) name: Mutex<Bytes>,
+    pub(super) user: Mutex<Bytes>,
+    pub(super) lib_name: Mutex<Bytes>,
+    pub(super) lib_ver: Mutex<Bytes>,
+    pub(super) db: AtomicU32,
+    pub(super) resp: AtomicU32,
+    /// The id that the server gave to the pinned connection of this client; 0 without one.
+    pub(super) server_id: AtomicU64,
+    /// Set by CLIENT KILL.
+    pub(super) killed: AtomicBool,
+    pub(super) waker: AtomicWaker,
+    /// Milliseconds from `since` to the last command.
+    pub(super) last_active: AtomicU64,
+    /// Flags as CLIENT LIST shows them: P for pub/sub, x in a transaction, b blocked, O monitor, N none.
+    pub(super) flags: Mutex<&'static str>,
+}
+
+impl ClientEntry {
+    /// One line of CLIENT LIST, in Redis's own format (`catClientInfoString`).
+    pub(super) fn line(&self, now: Instant) -> String {
+        let age = now.saturating_duration_since(self.since).as_millis() as u64;
+        let idle = age.saturating_sub(self.last_active.load(Ordering::Relaxed)) / 1000;
+        format!(
+            "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={} db={} sub=0 psub=0 ssub=0 multi=-1 \
+             watch=0 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r \
+             cmd=NULL user={} redir=-1 resp={} lib-name={} lib-ver={}\n",
+            self.id,
+            self.addr,
+            self.laddr,
+            String::from_utf8_lossy(&self.name.lock()),
+            age / 1000,
+            idle,
+            *self.flags.lock(),
+            self.db.load(Ordering::Relaxed),
+            String::from_utf8_lossy(&self.user.lock()),
+            self.resp.load(Ordering::Relaxed),
+            String::from_utf8_lossy(&self.lib_name.lock()),
+            String::from_utf8_lossy(&self.lib_ver.lock()),
+        )
+    }
+
+    /// Ends this client: its own worker closes the connection.
+    pub(super) fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// All clients by their id.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    clients: DashMap<u64, Arc<ClientEntry>>,
+    next: AtomicU64,
+}
+
+impl Registry {
+    /// An id that no client had before.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(super) fn insert(&self, entry: Arc<ClientEntry>) {
+        self.clients.insert(entry.id, entry);
+    }
+
+    pub(super) fn remove(&self, id: u64) {
+        self.clients.remove(&id);
+    }
+
+    pub(super) fn find(&self, id: u64) -> Option<Arc<ClientEntry>> {
+        self.clients.get(&id).map(|entry| Arc::clone(entry.value()))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// All clients, oldest first.
+    pub(super) fn all(&self) -> Vec<Arc<ClientEntry>> {
+        let mut all: Vec<_> = self.clients.iter().map(|entry| Arc::clone(entry.value())).collect();
+        all.sort_by_key(|entry| entry.id);
+        all
+    }
+}

@@ -1,0 +1,286 @@
+//! Commands that a lane cannot carry as they are: those that change or need the connection's state.
+
+use bytes::{Bytes, BytesMut};
+use std::rc::Rc;
+
+use super::local;
+use super::pinned::Pinned;
+use super::session::{Closing, Core, ReplyMode, Session};
+use super::upstream::{Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply};
+use super::worker::Worker;
+use crate::command::{self, Lane as Route, Pin};
+use crate::resp::scan::{Frame, split_inline};
+use crate::resp::value::{self, Value};
+use crate::resp::write::{self, Proto};
+
+/// What became of the command in front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It is done with, or handed out.
+    Done,
+    /// It stays in front until something else has happened.
+    Wait,
+}
+
+/// What a session had to wait for.
+pub(super) enum Outcome {
+    /// A connection of its own.
+    Pinned(Result<Upstream, DialError>),
+    /// The server's word on AUTH, SELECT or HELLO.
+    Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError> },
+    /// An unknown command has been looked up.
+    LookedUp,
+}
+
+/// How a change of identity is answered.
+pub(super) enum Answer {
+    Ok,
+    Hello,
+}
+
+impl Session {
+    pub(super) fn proto(core: &Core) -> Proto {
+        if core.identity.resp3 { Proto::Resp3 } else { Proto::Resp2 }
+    }
+
+    /// Deals with one command. `raw` is the whole command as it came.
+    pub(super) fn special(self: &Rc<Self>, core: &mut Core, frame: &Frame, raw: &[u8]) -> Step {
+        let rewritten;
+        let words;
+        let (raw, args): (&[u8], Vec<&[u8]>) = if frame.inline {
+            // The only bytes that are not forwarded as they came: servers answer both forms alike.
+            words = split_inline(raw.trim_ascii_end()).unwrap_or_default();
+            let mut bytes = Vec::new();
+            write::command(&mut bytes, &words);
+            rewritten = bytes;
+            (&rewritten, words.iter().map(Vec::as_slice).collect())
+        } else {
+            (raw, frame.args(raw).collect())
+        };
+        let Some(&name) = args.first() else { return Step::Done };
+        let step = self.route(core, name, raw, &args);
+        if step == Step::Done && core.reply_mode == ReplyMode::Skip && !is_reply_skip(&args) {
+            core.reply_mode = ReplyMode::On;
+        }
+        step
+    }
+
+    fn route(self: &Rc<Self>, core: &mut Core, name: &[u8], raw: &[u8], args: &[&[u8]]) -> Step {
+        let spec = match command::lookup(name) {
+            Some(spec) => Some(spec),
+            None => match self.worker.shared.unknown.get(name) {
+                Some(learned) => learned,
+                None => return self.look_up(core, name),
+            },
+        };
+        self.last.set(spec.map_or("(unknown command)", |spec| spec.name));
+        if core.pinned.is_some() {
+            return self.pinned_command(core, raw, args, spec);
+        }
+        // What no server knows has one reply: that it is unknown.
+        let Some(spec) = spec else { return self.share(core, raw) };
+        let (_, lane) = command::route(spec, args);
+        match lane {
+            Route::Shared => self.share(core, raw),
+            Route::Refused => {
+                if self.inflight.get() > 0 {
+                    return Step::Wait;
+                }
+                self.reply(|out| {
+                    write::error(
+                        out,
+                        format!(
+                            "ERR {} is not available through the gateway; connect to the server itself",
+                            spec.name.to_ascii_uppercase()
+                        ),
+                    );
+                });
+                Step::Done
+            }
+            Route::Local | Route::Pinned(Pin::ReplyMode) => {
+                if self.inflight.get() > 0 {
+                    return Step::Wait;
+                }
+                local::answer(self, core, spec.name, raw, args)
+            }
+            Route::Pinned(Pin::Blocking) if command::blocking_form(spec, args).is_none() => {
+                self.share(core, raw)
+            }
+            Route::Pinned(Pin::Transaction) if !matches!(spec.name, "multi" | "watch") => {
+                // EXEC, DISCARD and UNWATCH without a transaction: an ordinary reply or error.
+                core.watch_lost = false;
+                self.share(core, raw)
+            }
+            Route::Pinned(_) => {
+                if self.inflight.get() > 0 {
+                    return Step::Wait;
+                }
+                let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
+                if let Some(upstream) = self.worker.take_pooled(&key) {
+                    self.pin(core, upstream);
+                    return self.pinned_command(core, raw, args, Some(spec));
+                }
+                let worker = Rc::clone(&self.worker);
+                core.pending = Some(Box::pin(async move {
+                    let wait = worker.options().reconnect_wait;
+                    Outcome::Pinned(dial_patiently(worker.options(), &key, false, wait).await)
+                }));
+                Step::Wait
+            }
+        }
+    }
+
+    fn share(self: &Rc<Self>, core: &mut Core, raw: &[u8]) -> Step {
+        let discard = core.reply_mode != ReplyMode::On;
+        self.push(core, raw, 1, discard);
+        Step::Done
+    }
+
+    pub(super) fn pin(&self, core: &mut Core, upstream: Upstream) {
+        self.entry.server_id.store(upstream.client_id, std::sync::atomic::Ordering::Relaxed);
+        self.worker.count_pinned(1);
+        core.pinned = Some(Box::new(Pinned::new(upstream)));
+    }
+
+    /// A command that the table does not have, a module's perhaps: the server says what it is.
+    fn look_up(self: &Rc<Self>, core: &mut Core, name: &[u8]) -> Step {
+        let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
+        let worker = Rc::clone(&self.worker);
+        let name = name.to_vec();
+        core.pending = Some(Box::pin(async move {
+            look_up(&worker, &key, name).await;
+            Outcome::LookedUp
+        }));
+        Step::Wait
+    }
+
+    /// Asks the server whether it accepts this identity; its answer is the client's.
+    pub(super) fn ask_identity(self: &Rc<Self>, core: &mut Core, identity: Identity, answer: Answer) -> Step {
+        let key = Key { side: self.worker.active.get(), identity: identity.clone() };
+        let worker = Rc::clone(&self.worker);
+        let hello = matches!(answer, Answer::Hello);
+        core.pending = Some(Box::pin(async move {
+            let wait = worker.options().reconnect_wait;
+            let dialled = dial_patiently(worker.options(), &key, hello, wait).await;
+            Outcome::Identity { identity, answer, dialled }
+        }));
+        Step::Done
+    }
+
+    /// Goes on after something was waited for.
+    pub(super) fn settle(self: &Rc<Self>, core: &mut Core, outcome: Outcome) {
+        let quiet = core.reply_mode == ReplyMode::Off;
+        match outcome {
+            Outcome::LookedUp => {}
+            Outcome::Pinned(Ok(upstream)) => {
+                if upstream.key.side == self.worker.active.get() {
+                    self.pin(core, upstream);
+                }
+            }
+            Outcome::Identity { identity, answer, dialled: Ok(upstream) } => {
+                if !quiet {
+                    match answer {
+                        Answer::Ok => self.reply(|out| write::ok(out)),
+                        Answer::Hello => {
+                            let proto = if identity.resp3 { Proto::Resp3 } else { Proto::Resp2 };
+                            match hello_reply(
+                                upstream.hello.as_deref().unwrap_or_default(),
+                                self.entry.id,
+                                proto,
+                            ) {
+                                Some(reply) => self.send(&reply),
+                                None => self.closing.set(Closing::Now),
+                            }
+                        }
+                    }
+                }
+                self.change_identity(core, identity);
+                self.worker.give_pooled(upstream);
+            }
+            Outcome::Pinned(Err(DialError::Refused(line)))
+            | Outcome::Identity { dialled: Err(DialError::Refused(line)), .. } => {
+                if !quiet {
+                    self.send(&line);
+                }
+                self.worker.count_errors(1);
+            }
+            Outcome::Pinned(Err(DialError::Lost(error)))
+            | Outcome::Identity { dialled: Err(DialError::Lost(error)), .. } => {
+                tracing::warn!(client = %self.entry.addr, "a client was closed, since its server stayed away: {error}");
+                self.closing.set(Closing::Now);
+            }
+        }
+        if self.worker.gate_closed() {
+            self.worker.progress.notify_one();
+        }
+    }
+}
+
+fn is_reply_skip(args: &[&[u8]]) -> bool {
+    args.len() == 3 && args[1].eq_ignore_ascii_case(b"reply") && args[2].eq_ignore_ascii_case(b"skip")
+}
+
+/// The server's HELLO reply with the client's id at the gateway in place of the connection's id.
+fn hello_reply(raw: &[u8], id: u64, proto: Proto) -> Option<Vec<u8>> {
+    let (reply, _) = value::decode(raw).ok()??;
+    let pairs: Vec<(Value, Value)> = match reply {
+        Value::Map(pairs) => pairs,
+        Value::Array(items) => {
+            let mut items = items.into_iter();
+            let mut pairs = Vec::new();
+            while let (Some(key), Some(value)) = (items.next(), items.next()) {
+                pairs.push((key, value));
+            }
+            pairs
+        }
+        _ => return None,
+    };
+    let mut out = Vec::new();
+    write::map_header(&mut out, proto, pairs.len());
+    for (key, value) in pairs {
+        write::bulk(&mut out, key.as_bytes()?);
+        match value {
+            Value::Integer(_) if key.as_bytes() == Some(b"id") => write::integer(&mut out, id as i64),
+            Value::Integer(number) => write::integer(&mut out, number),
+            Value::Array(_) => write::array_header(&mut out, 0),
+            other => write::bulk(&mut out, other.as_bytes()?),
+        }
+    }
+    Some(out)
+}
+
+/// COMMAND INFO; a server that cannot be asked leaves the command unknown, and its error is the reply.
+async fn look_up(worker: &Worker, key: &Key, name: Vec<u8>) {
+    let upstream = match worker.take_pooled(key) {
+        Some(upstream) => Ok(upstream),
+        None => dial_patiently(worker.options(), key, false, worker.options().reconnect_wait).await,
+    };
+    let mut reply = Value::Array(Vec::new());
+    if let Ok(mut upstream) = upstream {
+        let mut command = BytesMut::new();
+        write::command(&mut command, &[b"COMMAND".as_slice(), b"INFO", &name]);
+        let mut buf = BytesMut::new();
+        let answer: std::io::Result<Bytes> = async {
+            tokio::io::AsyncWriteExt::write_all(&mut upstream.stream, &command).await?;
+            read_reply(&mut upstream.stream, &mut buf).await
+        }
+        .await;
+        if let Ok(answer) = answer {
+            if let Ok(Some((value, _))) = value::decode(&answer) {
+                reply = value;
+            }
+            worker.give_pooled(upstream);
+        }
+    }
+    worker.shared.unknown.learn(&name, &reply);
+}
+
+/// The credentials of `AUTH password` or `AUTH user password`.
+pub(super) fn credentials(args: &[&[u8]]) -> Option<Rc<Credentials>> {
+    let (user, password) = match args {
+        [password] => (None, *password),
+        [user, password] => (Some(Bytes::copy_from_slice(user)), *password),
+        _ => return None,
+    };
+    Some(Rc::new(Credentials { user, password: Bytes::copy_from_slice(password) }))
+}

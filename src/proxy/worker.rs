@@ -1,0 +1,616 @@
+//! A worker: one thread that accepts clients and serves them, with its own lanes and pool.
+//!
+//! Everything here lives on one thread; `Rc` and `Cell` stand for locks. The control side speaks to it through
+//! one bounded channel ([`Request`]).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::{Notify, mpsc};
+
+use super::client::ClientStream;
+use super::gate::{DrainReport, OpenReport, PrepareReport, Request};
+use super::handle::{Counters, Shared};
+use super::lane::Lane;
+use super::registry::ClientEntry;
+use super::session::{Closing, Session};
+use super::upstream::{Identity, Key, Upstream, dial};
+use super::{Active, ProxyOptions};
+use crate::error::{Error, Result, Side};
+
+/// Idle connections kept for one identity.
+const POOL: usize = 128;
+/// Connections opened at once while a switch is prepared.
+const DIALS: usize = 32;
+
+/// What the sessions of one thread share.
+pub(super) struct Worker {
+    index: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) active: Cell<Active>,
+    /// Grows when `active` changes: sessions then look up their lane again.
+    pub(super) epoch: Cell<u64>,
+    gate_closed: Cell<bool>,
+    lanes: RefCell<HashMap<Key, Rc<Lane>>>,
+    pool: RefCell<HashMap<Key, Vec<Upstream>>>,
+    sessions: RefCell<HashMap<u64, Rc<Session>>>,
+    /// Where clients' bytes are read to; they are copied only when they must be kept.
+    pub(super) scratch: RefCell<Box<[u8]>>,
+    /// Sessions with new output.
+    pub(super) dirty: RefCell<Vec<Rc<Session>>>,
+    /// Told when something ends while the gate is closed.
+    pub(super) progress: Notify,
+    /// A connection with the gateway's own credentials, for CLIENT UNBLOCK.
+    recaller: RefCell<Option<crate::server::Client>>,
+    started: Instant,
+    clock: Cell<u64>,
+}
+
+impl Worker {
+    pub(super) fn options(&self) -> &ProxyOptions {
+        &self.shared.options
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.shared.counters[self.index]
+    }
+
+    /// The hot path's whole share of the gate.
+    #[inline]
+    pub(super) fn gate_closed(&self) -> bool {
+        self.gate_closed.get()
+    }
+
+    // Only this thread writes its counters: a load and a store are enough.
+    #[inline]
+    pub(super) fn count_commands(&self, n: u64) {
+        let counter = &self.counters().commands;
+        counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_errors(&self, n: u64) {
+        self.counters().errors.fetch_add(n, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn count_in(&self, n: usize) {
+        let counter = &self.counters().bytes_in;
+        counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn count_out(&self, n: usize) {
+        let counter = &self.counters().bytes_out;
+        counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_pinned(&self, change: isize) {
+        let counter = &self.counters().pinned;
+        counter.store(counter.load(Ordering::Relaxed).saturating_add_signed(change), Ordering::Relaxed);
+    }
+
+    /// Milliseconds since the client came, by a clock that ticks ten times a second.
+    pub(super) fn clock_ms(&self, entry: &ClientEntry) -> u64 {
+        let came = entry.since.saturating_duration_since(self.started).as_millis() as u64;
+        self.clock.get().saturating_sub(came)
+    }
+
+    /// The lane of an identity; opened when there is none.
+    pub(super) fn lane(self: &Rc<Self>, key: &Key) -> Rc<Lane> {
+        let known = self.lanes.borrow().get(key).cloned();
+        known.unwrap_or_else(|| {
+            let lane = Lane::open(self, key.clone());
+            self.lanes.borrow_mut().insert(key.clone(), Rc::clone(&lane));
+            lane
+        })
+    }
+
+    /// Whether a lane stands for this identity on the active side: the server has accepted it.
+    pub(super) fn has_lane(&self, identity: &Identity) -> bool {
+        let key = Key { side: self.active.get(), identity: identity.clone() };
+        self.lanes.borrow().get(&key).is_some_and(|lane| lane.is_up())
+    }
+
+    pub(super) fn forget_lane(&self, lane: &Rc<Lane>) {
+        let mut lanes = self.lanes.borrow_mut();
+        if lanes.get(&lane.key).is_some_and(|known| Rc::ptr_eq(known, lane)) {
+            lanes.remove(&lane.key);
+        }
+    }
+
+    /// A connection from the pool that still stands.
+    pub(super) fn take_pooled(&self, key: &Key) -> Option<Upstream> {
+        let mut pool = self.pool.borrow_mut();
+        let idle = pool.get_mut(key)?;
+        while let Some(mut upstream) = idle.pop() {
+            if is_silent(&mut upstream) {
+                return Some(upstream);
+            }
+        }
+        pool.remove(key);
+        None
+    }
+
+    pub(super) fn give_pooled(&self, upstream: Upstream) {
+        let mut pool = self.pool.borrow_mut();
+        let idle = pool.entry(upstream.key.clone()).or_default();
+        if idle.len() < POOL {
+            idle.push(upstream);
+        }
+    }
+
+    /// Writes what lanes have delivered.
+    pub(super) fn flush_dirty(&self) {
+        loop {
+            let Some(session) = self.dirty.borrow_mut().pop() else { return };
+            session.flush_now();
+        }
+    }
+
+    /// Something may have ended that a drain waits for.
+    pub(super) fn drained(&self) {
+        if self.gate_closed.get() {
+            self.progress.notify_one();
+        }
+    }
+
+    fn all_sessions(&self) -> Vec<Rc<Session>> {
+        self.sessions.borrow().values().cloned().collect()
+    }
+}
+
+/// Whether an idle connection stands and has nothing to say.
+fn is_silent(upstream: &mut Upstream) -> bool {
+    let mut byte = [0; 1];
+    let mut read = ReadBuf::new(&mut byte);
+    let mut cx = Context::from_waker(Waker::noop());
+    Pin::new(&mut upstream.stream).poll_read(&mut cx, &mut read).is_pending()
+}
+
+/// One listener for each worker, all on the same port.
+pub(super) fn bind(wanted: SocketAddr, count: usize) -> Result<Vec<std::net::TcpListener>> {
+    let explain = |cause: std::io::Error| {
+        Error::new(Side::Gateway, format!("cannot listen on {wanted}"))
+            .because(cause)
+            .remedy("is another program listening there? choose another listen.address")
+    };
+    // Without SO_REUSEPORT first: with it, two gateways could share a port and nobody would notice.
+    let probe = socket(wanted, false).map_err(explain)?;
+    let address = probe.local_addr().map_err(explain)?;
+    drop(probe);
+    (0..count).map(|_| socket(address, count > 1).map_err(explain)).collect()
+}
+
+fn socket(address: SocketAddr, share: bool) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if share {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket.into())
+}
+
+/// Listens on a Unix socket; one that a dead gateway left behind is replaced.
+pub(super) fn bind_unix(path: &Path) -> Result<std::os::unix::net::UnixListener> {
+    let explain = |cause: std::io::Error| {
+        Error::new(Side::Gateway, format!("cannot listen on {}", path.display())).because(cause)
+    };
+    if let Ok(meta) = std::fs::symlink_metadata(path) {
+        if meta.file_type().is_socket() && std::os::unix::net::UnixStream::connect(path).is_err() {
+            std::fs::remove_file(path).map_err(explain)?;
+        }
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path).map_err(explain)?;
+    listener.set_nonblocking(true).map_err(explain)?;
+    Ok(listener)
+}
+
+/// Starts the thread of one worker.
+pub(super) fn spawn(
+    index: usize,
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    unix: Option<std::os::unix::net::UnixListener>,
+    requests: mpsc::Receiver<Request>,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|cause| Error::new(Side::Gateway, "cannot start a worker").because(cause))?;
+    std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, run(index, shared, listener, unix, requests));
+        })
+        .map_err(|cause| Error::new(Side::Gateway, "cannot start a worker").because(cause))?;
+    Ok(())
+}
+
+async fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    unix: Option<std::os::unix::net::UnixListener>,
+    mut requests: mpsc::Receiver<Request>,
+) {
+    let worker = Rc::new(Worker {
+        index,
+        active: Cell::new(shared.options.active),
+        shared,
+        epoch: Cell::new(1),
+        gate_closed: Cell::new(false),
+        lanes: RefCell::default(),
+        pool: RefCell::default(),
+        sessions: RefCell::default(),
+        scratch: RefCell::new(vec![0; 64 * 1024].into_boxed_slice()),
+        dirty: RefCell::default(),
+        progress: Notify::new(),
+        recaller: RefCell::default(),
+        started: Instant::now(),
+        clock: Cell::new(0),
+    });
+    let tcp = tokio::task::spawn_local(accept_tcp(Rc::clone(&worker), listener));
+    let unix = unix.map(|unix| tokio::task::spawn_local(accept_unix(Rc::clone(&worker), unix)));
+    tokio::task::spawn_local(tick(Rc::downgrade(&worker)));
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Prepare { to, deadline, answer } => {
+                let _ = answer.send(prepare(&worker, to, deadline).await);
+            }
+            Request::Close { answer } => {
+                worker.gate_closed.set(true);
+                let _ = answer.send(());
+            }
+            Request::Drain { deadline, answer } => {
+                let _ = answer.send(drain(&worker, deadline).await);
+            }
+            Request::Arm { active, deadline, answer } => {
+                let _ = answer.send(arm(&worker, active, deadline).await);
+            }
+            Request::Open { active, answer } => {
+                let _ = answer.send(open(&worker, active));
+            }
+            Request::Shutdown { deadline, answer } => {
+                tcp.abort();
+                if let Some(unix) = &unix {
+                    unix.abort();
+                }
+                worker.gate_closed.set(true);
+                let _ = drain(&worker, deadline).await;
+                for session in worker.all_sessions() {
+                    session.close_now();
+                }
+                // Let the sessions' tasks run once more, so that their sockets close.
+                for _ in 0..8 {
+                    tokio::task::yield_now().await;
+                }
+                let _ = answer.send(());
+                return;
+            }
+        }
+    }
+}
+
+async fn tick(worker: std::rc::Weak<Worker>) {
+    let mut interval = tokio::time::interval(Duration::from_millis(100));
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        interval.tick().await;
+        let Some(worker) = worker.upgrade() else { return };
+        let now = worker.started.elapsed().as_millis() as u64;
+        worker.clock.set(now);
+        if let Some(limit) = worker.options().listen.idle_timeout {
+            for session in worker.all_sessions() {
+                let idle = worker
+                    .clock_ms(&session.entry)
+                    .saturating_sub(session.entry.last_active.load(Ordering::Relaxed));
+                if u128::from(idle) > limit.as_millis() && session.is_quiet() && !session.has_pinned() {
+                    session.close_now();
+                }
+            }
+        }
+    }
+}
+
+async fn accept_tcp(worker: Rc<Worker>, listener: std::net::TcpListener) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!("the listener does not work: {error}"),
+    };
+    let tls = worker.options().listen.tls.clone().map(tokio_rustls::TlsAcceptor::from);
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: clients in service go on.
+                tracing::warn!("a client could not be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        if let Some(after) = worker.options().listen.tcp_keepalive {
+            let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(after));
+        }
+        let local = stream.local_addr().map(|addr| addr.to_string()).unwrap_or_default();
+        let worker = Rc::clone(&worker);
+        match &tls {
+            None => serve(&worker, ClientStream::Tcp(stream), peer.to_string(), local),
+            Some(tls) => {
+                let handshake = tls.accept(stream);
+                tokio::task::spawn_local(async move {
+                    match tokio::time::timeout(Duration::from_secs(10), handshake).await {
+                        Ok(Ok(stream)) => {
+                            serve(&worker, ClientStream::Tls(Box::new(stream)), peer.to_string(), local);
+                        }
+                        Ok(Err(error)) => tracing::info!(%peer, "a TLS handshake failed: {error}"),
+                        Err(_) => tracing::info!(%peer, "a TLS handshake took more than 10 s"),
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn accept_unix(worker: Rc<Worker>, listener: std::os::unix::net::UnixListener) {
+    let listener = match tokio::net::UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!("the Unix listener does not work: {error}"),
+    };
+    let path = worker.options().listen.unix_socket.as_ref().map(|path| format!("{}:0", path.display()));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let path = path.clone().unwrap_or_default();
+                serve(&worker, ClientStream::Unix(stream), path.clone(), path);
+            }
+            Err(error) => {
+                tracing::warn!("a client could not be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String) {
+    let registry = &worker.shared.registry;
+    if registry.len() >= worker.options().listen.max_clients {
+        let _ = stream.try_write(&[std::io::IoSlice::new(b"-ERR max number of clients reached\r\n")]);
+        return;
+    }
+    let entry = Arc::new(ClientEntry {
+        id: registry.next_id(),
+        addr,
+        laddr,
+        since: Instant::now(),
+        name: Default::default(),
+        user: parking_lot::Mutex::new("default".into()),
+        lib_name: Default::default(),
+        lib_ver: Default::default(),
+        db: 0.into(),
+        resp: 2.into(),
+        server_id: 0.into(),
+        killed: false.into(),
+        waker: Default::default(),
+        last_active: 0.into(),
+        flags: parking_lot::Mutex::new("N"),
+    });
+    let session = Session::new(worker, Arc::clone(&entry), stream);
+    registry.insert(Arc::clone(&entry));
+    worker.sessions.borrow_mut().insert(entry.id, Rc::clone(&session));
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        session.run().await;
+        worker.shared.registry.remove(entry.id);
+        worker.sessions.borrow_mut().remove(&entry.id);
+        worker.drained();
+    });
+}
+
+async fn prepare(
+    worker: &Rc<Worker>,
+    to: Active,
+    deadline: Instant,
+) -> std::result::Result<PrepareReport, String> {
+    let deadline = tokio::time::Instant::from_std(deadline);
+    let here = worker.active.get();
+    let keys: Vec<Key> = worker
+        .lanes
+        .borrow()
+        .values()
+        .filter(|lane| lane.key.side == here)
+        .map(|lane| Key { side: to, identity: lane.key.identity.clone() })
+        .collect();
+    let lanes: Vec<_> = keys.iter().map(|key| worker.lane(key)).collect();
+    for lane in &lanes {
+        lane.ready(deadline).await?;
+    }
+    // As many connections as sessions hold on the other side now.
+    let mut wanted: HashMap<Key, usize> = HashMap::new();
+    for session in worker.all_sessions() {
+        if let Ok(core) = session.core.try_borrow() {
+            if let Some(pinned) = core.pinned.as_deref() {
+                let key = Key { side: to, identity: pinned.upstream.key.identity.clone() };
+                *wanted.entry(key).or_default() += 1;
+            }
+        }
+    }
+    let mut missing = Vec::new();
+    let mut pinned = 0;
+    for (key, count) in wanted {
+        pinned += count;
+        let have = worker.pool.borrow().get(&key).map_or(0, Vec::len);
+        missing.extend(std::iter::repeat_n(key, count.min(POOL).saturating_sub(have)));
+    }
+    for some in missing.chunks(DIALS) {
+        let dials = some.iter().map(|key| dial(worker.options(), key, false));
+        let all = tokio::time::timeout_at(deadline, futures_util::future::join_all(dials))
+            .await
+            .map_err(|_| format!("connections to the {to} did not open in time"))?;
+        for upstream in all {
+            worker.give_pooled(upstream.map_err(|error| error.to_string())?);
+        }
+    }
+    open_recaller(worker, here).await?;
+    Ok(PrepareReport { lanes: lanes.len(), pinned })
+}
+
+async fn open_recaller(worker: &Worker, side: Active) -> std::result::Result<(), String> {
+    let endpoint = worker.options().endpoint(side).ok_or("no such server is configured")?;
+    let client = crate::server::Client::open(endpoint, Duration::from_secs(2))
+        .await
+        .map_err(|error| error.to_string())?;
+    *worker.recaller.borrow_mut() = Some(client);
+    Ok(())
+}
+
+/// Recalls blocked commands with CLIENT UNBLOCK.
+async fn recall(worker: &Worker, ids: &[u64]) {
+    let taken = worker.recaller.borrow_mut().take();
+    let Some(mut client) = taken else {
+        if let Err(error) = open_recaller(worker, worker.active.get()).await {
+            tracing::warn!("blocked commands cannot be recalled: {error}");
+        }
+        return;
+    };
+    let mut commands = Vec::new();
+    for id in ids {
+        crate::resp::write::command(
+            &mut commands,
+            &[b"CLIENT".as_slice(), b"UNBLOCK", id.to_string().as_bytes()],
+        );
+    }
+    match client.pipeline(&commands, ids.len()).await {
+        Ok(replies) => {
+            if let Some(text) = replies.iter().find_map(crate::resp::value::Value::error) {
+                tracing::warn!("CLIENT UNBLOCK was refused: {text}");
+            }
+            *worker.recaller.borrow_mut() = Some(client);
+        }
+        Err(error) => tracing::warn!("blocked commands cannot be recalled: {error}"),
+    }
+}
+
+async fn drain(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<DrainReport, String> {
+    let deadline = tokio::time::Instant::from_std(deadline);
+    let mut report = DrainReport::default();
+    let mut ids = Vec::new();
+    for session in worker.all_sessions() {
+        let drained = session.begin_drain();
+        report.transactions += usize::from(drained.transaction);
+        ids.extend(drained.recall);
+    }
+    report.recalled = ids.len();
+    loop {
+        if !ids.is_empty() {
+            recall(worker, &ids).await;
+        }
+        let round = tokio::time::Instant::now() + Duration::from_millis(2);
+        loop {
+            if is_drained(worker) {
+                return Ok(report);
+            }
+            if tokio::time::timeout_at(round.min(deadline), worker.progress.notified()).await.is_err() {
+                break;
+            }
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(busy(worker));
+        }
+        // A blocking command may have reached the server after its recall did: asked again.
+        ids = worker.all_sessions().iter().filter_map(|session| session.still_blocked()).collect();
+    }
+}
+
+fn is_drained(worker: &Worker) -> bool {
+    worker.lanes.borrow().values().all(|lane| lane.is_idle())
+        && worker
+            .sessions
+            .borrow()
+            .values()
+            .all(|session| session.closing.get() == Closing::Now || session.is_quiet())
+}
+
+/// Who keeps the drain from ending.
+fn busy(worker: &Worker) -> String {
+    let lane = worker.lanes.borrow().values().find_map(|lane| lane.busy_with());
+    let session = lane.or_else(|| worker.all_sessions().into_iter().find(|session| !session.is_quiet()));
+    match session {
+        Some(session) => format!(
+            "the command {} of client {} (id {}) did not finish in time",
+            session.last.get().to_ascii_uppercase(),
+            session.entry.addr,
+            session.entry.id
+        ),
+        None => "a command did not finish in time".into(),
+    }
+}
+
+async fn arm(worker: &Rc<Worker>, active: Active, deadline: Instant) -> std::result::Result<(), String> {
+    let deadline = tokio::time::Instant::from_std(deadline);
+    let sessions: Vec<_> = worker.all_sessions().into_iter().filter(|session| session.has_pinned()).collect();
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    let armed = tokio::time::timeout_at(
+        deadline,
+        futures_util::future::join_all(sessions.iter().map(|session| Rc::clone(session).arm(active))),
+    )
+    .await;
+    let mut failed: Vec<String> = match armed {
+        Ok(all) => all.into_iter().filter_map(std::result::Result::err).collect(),
+        Err(_) => vec!["connections did not open in time".into()],
+    };
+    while !sessions.iter().all(|session| session.closing.get() == Closing::Now || session.is_armed()) {
+        if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err()
+            && tokio::time::Instant::now() >= deadline
+        {
+            for session in sessions.iter().filter(|session| !session.is_armed()) {
+                session.close_now();
+            }
+            failed.push("state was not taken over in time".into());
+            break;
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+}
+
+fn open(worker: &Rc<Worker>, active: Active) -> OpenReport {
+    let now = Instant::now();
+    let mut report = OpenReport::default();
+    if worker.active.get() != active {
+        worker.active.set(active);
+        worker.epoch.set(worker.epoch.get() + 1);
+    }
+    worker.gate_closed.set(false);
+    let stale: Vec<_> =
+        worker.lanes.borrow().values().filter(|lane| lane.key.side != active).cloned().collect();
+    for lane in stale {
+        lane.retire();
+    }
+    worker.pool.borrow_mut().retain(|key, _| key.side == active);
+    worker.recaller.borrow_mut().take();
+    for session in worker.all_sessions() {
+        if let Some((held, commands)) = session.take_hold(now) {
+            report.max_hold = report.max_hold.max(held);
+            report.held_commands += commands;
+        }
+        session.wake();
+    }
+    report
+}
