@@ -1,5 +1,10 @@
 //! End to end: the gateway as a child process between real servers.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![allow(dead_code, reason = "the support serves tests that come one by one")]
+
+#[path = "../support/mod.rs"]
+mod support;
 
 mod checker;
+mod tools;

@@ -62,6 +62,7 @@ pub struct Gateway {
     listen: u16,
     admin: u16,
     child: Child,
+    left: bool,
 }
 
 impl Gateway {
@@ -75,7 +76,7 @@ impl Gateway {
         loop {
             let (listen, admin) = (free_port()?, free_port()?);
             let child = launch(&options, listen, admin)?;
-            let mut gateway = Self { options: options.clone(), listen, admin, child };
+            let mut gateway = Self { options: options.clone(), listen, admin, child, left: false };
             match gateway.answers().await {
                 Ok(()) => return Ok(gateway),
                 // somebody else may have taken a port in between
@@ -129,6 +130,11 @@ impl Gateway {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Leaves it running when this value is dropped.
+    pub fn leave(&mut self) {
+        self.left = true;
     }
 
     /// Sends a signal by name.
@@ -290,7 +296,9 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        self.kill();
+        if !self.left {
+            self.kill();
+        }
     }
 }
 

@@ -19,11 +19,14 @@ pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// The `redis-server` to use by name: `redis-server` (or an empty name) is the one on PATH; `redis-7.2` and the like are looked up
+/// The `redis-server` to use by name: `redis-server` (or an empty name) is the one on PATH; a path is itself; `redis-7.2` and the like are looked up
 /// under `$CROSSFADE_SERVERS` (see `scripts/servers.sh`).
 pub fn server_binary(name: &str) -> PathBuf {
     if name.is_empty() || name == "redis-server" {
         return "redis-server".into();
+    }
+    if name.contains('/') {
+        return name.into();
     }
     let root = std::env::var_os("CROSSFADE_SERVERS").map_or_else(|| PathBuf::from("servers"), PathBuf::from);
     root.join(name).join("redis-server")
@@ -37,6 +40,7 @@ pub struct Server {
     args: Vec<String>,
     port: u16,
     child: Child,
+    left: bool,
 }
 
 impl Server {
@@ -65,6 +69,7 @@ impl Server {
                 args: args.clone(),
                 port,
                 child,
+                left: false,
             };
             match server.answers(Duration::from_secs(20)).await {
                 Ok(()) => return Ok(server),
@@ -130,6 +135,11 @@ impl Server {
             .ok_or_else(|| io::Error::other(format!("INFO has no {field}")))
     }
 
+    /// Leaves it running when this value is dropped.
+    pub fn leave(&mut self) {
+        self.left = true;
+    }
+
     /// Sends a signal (`STOP`, `CONT`, `TERM`, `KILL`).
     ///
     /// # Errors
@@ -188,7 +198,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.kill();
+        if !self.left {
+            self.kill();
+        }
     }
 }
 

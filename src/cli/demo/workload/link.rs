@@ -205,10 +205,10 @@ impl Link {
 
 /// Small, fast, reproducible randomness (xorshift64*).
 #[derive(Debug, Clone)]
-pub(super) struct Dice(u64);
+pub(in crate::cli::demo) struct Dice(u64);
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::cli::demo) fn new(seed: u64) -> Self {
         // splitmix64, so that neighbouring seeds do not give neighbouring streams
         let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -216,7 +216,7 @@ impl Dice {
         Self((z ^ (z >> 31)) | 1)
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(in crate::cli::demo) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -224,7 +224,7 @@ impl Dice {
     }
 
     /// A number below `bound`.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    pub(in crate::cli::demo) fn below(&mut self, bound: u64) -> u64 {
         (self.next() >> 11) % bound.max(1)
     }
 }

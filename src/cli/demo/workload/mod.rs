@@ -38,6 +38,7 @@ use self::solo::Solo;
 use super::connection::{Connection, Reply};
 
 pub use self::history::Finding;
+pub(super) use self::link::Dice;
 pub use self::sequence::{Fault, FaultKind, Sequence};
 
 /// Shared counters per database.

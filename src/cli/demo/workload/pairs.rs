@@ -190,8 +190,14 @@ impl Taker {
             &last,
         ];
         self.link.queue(&command);
-        if let Some(reply) = self.link.exchange().await.first() {
-            self.got_entries(reply);
+        match self.link.exchange().await.first() {
+            Some(Reply::Error(text)) => {
+                let text = text.clone();
+                self.link.refused("group", 0, &text).await;
+                self.link.hang_up(); // what is pending is asked for again on the next connection
+            }
+            Some(reply) => self.got_entries(reply),
+            None => {}
         }
     }
 

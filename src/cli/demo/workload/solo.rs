@@ -449,10 +449,11 @@ impl Solo {
         let value = match replies.as_slice() {
             [Reply::Simple(_), Reply::Nil] => 0,
             [Reply::Simple(_), value] if value.number().is_some() => value.number().unwrap_or_default(),
-            [first, ..] => {
-                if let Reply::Error(text) = first {
+            [.., last] => {
+                if let Reply::Error(text) = last {
                     self.link.refused("watched", 0, text).await;
                 }
+                self.link.hang_up(); // the key must not stay watched
                 return;
             }
             [] => return,

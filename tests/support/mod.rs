@@ -1,0 +1,249 @@
+//! What the end-to-end tests stand on: two servers and a gateway in a directory of their own, an oracle that compares
+//! the servers without the gateway's code, a proxy that makes faults.
+//!
+//! A test fails on any WARN or ERROR line in the gateway's log that it did not announce with [`Lab::expect_log`].
+//! When a test fails, its directory (logs, journals, data) stays, and its path is printed.
+
+pub mod oracle;
+pub mod proxy;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crossfade::cli::demo::gateway::{Gateway, GatewayOptions, tail};
+use crossfade::cli::demo::servers::{Server, server_binary};
+use crossfade::cli::demo::workload::{Verdict, Workload};
+use serde_json::Value as Json;
+
+/// The executable under test.
+pub const EXE: &str = env!("CARGO_BIN_EXE_crossfade");
+
+/// The time that anything may take on a loaded machine before a test calls it stuck.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a lab consists of.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// Arguments of the source.
+    pub source: Vec<&'static str>,
+    /// Arguments of the destination.
+    pub destination: Vec<&'static str>,
+    /// Arguments of `crossfade run`.
+    pub gateway: Vec<String>,
+    /// Environment of the gateway.
+    pub env: Vec<(String, String)>,
+    /// The servers' names (see `server_binary`); empty: the one on PATH.
+    pub servers: [&'static str; 2],
+    /// Put the fault proxy between the gateway and the source, and between it and the destination.
+    pub proxies: bool,
+}
+
+impl Setup {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn gateway(mut self, args: &[&str]) -> Self {
+        self.gateway.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn source(mut self, args: &[&'static str]) -> Self {
+        self.source.extend(args);
+        self
+    }
+
+    pub fn destination(mut self, args: &[&'static str]) -> Self {
+        self.destination.extend(args);
+        self
+    }
+
+    /// An append-only file that survives `kill -9` of the server to the last acknowledged write.
+    pub fn durable(self) -> Self {
+        const AOF: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+        self.source(&AOF).destination(&AOF)
+    }
+
+    pub fn proxies(mut self) -> Self {
+        self.proxies = true;
+        self
+    }
+
+    pub async fn build(self) -> Lab {
+        Lab::build(self).await
+    }
+}
+
+/// Two servers and a gateway between them.
+pub struct Lab {
+    pub gateway: Gateway,
+    pub source: Server,
+    pub destination: Server,
+    pub source_proxy: Option<proxy::Proxy>,
+    pub destination_proxy: Option<proxy::Proxy>,
+    expected: Vec<&'static str>,
+    dir: Option<tempfile::TempDir>,
+}
+
+impl Lab {
+    async fn build(setup: Setup) -> Self {
+        let dir = tempfile::Builder::new().prefix("crossfade-test-").tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (old, new) = (at("source"), at("destination"));
+        let (source, destination) = tokio::join!(
+            start_server(setup.servers[0], &old, &setup.source),
+            start_server(setup.servers[1], &new, &setup.destination)
+        );
+        let (mut urls, mut proxies) = ([source.url(), destination.url()], [None, None]);
+        if setup.proxies {
+            for (url, (slot, server)) in urls.iter_mut().zip(proxies.iter_mut().zip([&source, &destination]))
+            {
+                let proxy = proxy::Proxy::start(server.address()).await;
+                *url = format!("redis://{}", proxy.address());
+                *slot = Some(proxy);
+            }
+        }
+        let mut options = GatewayOptions::new(EXE, &at("gateway"), &urls[0], &urls[1]);
+        options.args = setup.gateway;
+        options.env = setup.env;
+        let gateway = match Gateway::start(options).await {
+            Ok(gateway) => gateway,
+            Err(error) => panic!("{error}; files in {}", dir.keep().display()),
+        };
+        let [source_proxy, destination_proxy] = proxies;
+        Self {
+            gateway,
+            source,
+            destination,
+            source_proxy,
+            destination_proxy,
+            expected: Vec::new(),
+            dir: Some(dir),
+        }
+    }
+
+    /// The directory of everything.
+    pub fn path(&self) -> PathBuf {
+        self.dir.as_ref().expect("there until dropped").path().to_path_buf()
+    }
+
+    /// WARN and ERROR lines that contain this are part of the test.
+    pub fn expect_log(&mut self, text: &'static str) {
+        self.expected.push(text);
+    }
+
+    /// `start`, then waits until the mirror is live.
+    pub async fn mirror(&mut self) -> Json {
+        self.gateway.begin().await.unwrap();
+        self.gateway.wait_phase("mirroring", PATIENCE).await.unwrap()
+    }
+
+    pub async fn cutover(&self) -> Json {
+        match self.gateway.cutover().await {
+            Ok(entry) => entry,
+            Err(error) => panic!("{error}\n{}", tail(&self.gateway.log(), 25)),
+        }
+    }
+
+    pub async fn rollback(&self) -> Json {
+        match self.gateway.rollback().await {
+            Ok(entry) => entry,
+            Err(error) => panic!("{error}\n{}", tail(&self.gateway.log(), 25)),
+        }
+    }
+
+    /// The server that clients are served from, by what the status says, and the other.
+    pub async fn active(&self) -> (&Server, &Server) {
+        let status = self.gateway.status().await.unwrap();
+        match status["active"].as_str() {
+            Some("destination") => (&self.destination, &self.source),
+            Some("source") => (&self.source, &self.destination),
+            other => panic!("active is {other:?}"),
+        }
+    }
+
+    /// Waits until the passive side has everything that the active side has executed so far.
+    pub async fn in_step(&mut self) {
+        let (active, _) = self.active().await;
+        let end: u64 = active.info("master_repl_offset").await.unwrap().parse().unwrap();
+        let applied = |status: &Json| {
+            let reached = status["mirror"]["applied_offset"].as_u64().is_some_and(|offset| offset >= end);
+            reached && matches!(status["phase"].as_str(), Some("mirroring" | "cut-over"))
+        };
+        self.gateway.wait_until(&format!("applied offset {end}"), PATIENCE, applied).await.unwrap();
+    }
+
+    /// Stops the traffic and asserts that the histories are clean and both servers hold the same.
+    pub async fn judge(&mut self, workload: Workload) -> Verdict {
+        let history = workload.stop().await.unwrap();
+        self.in_step().await;
+        let (active, passive) = self.active().await;
+        let verdict = history.judge(&active.address()).await.unwrap();
+        assert!(verdict.is_clean(), "{verdict}");
+        let differences = oracle::compare(active, passive).await;
+        assert!(differences.is_empty(), "{} differences: {differences:#?}", differences.len());
+        verdict
+    }
+
+    /// Asserts that both servers hold the same.
+    pub async fn same(&mut self) {
+        self.in_step().await;
+        let differences = oracle::compare(&self.source, &self.destination).await;
+        assert!(differences.is_empty(), "{} differences: {differences:#?}", differences.len());
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let log = self.gateway.log();
+        self.gateway.kill();
+        let odd: Vec<&str> = log
+            .lines()
+            .filter(|line| ["WARN", "ERROR", "panicked"].iter().any(|level| line.contains(level)))
+            .filter(|line| !self.expected.iter().any(|expected| line.contains(expected)))
+            .take(20)
+            .collect();
+        if (std::thread::panicking() || !odd.is_empty())
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("files of the failed test: {}", dir.keep().display());
+        }
+        if !std::thread::panicking() {
+            assert!(odd.is_empty(), "unexpected lines in the gateway's log:\n{}", odd.join("\n"));
+        }
+    }
+}
+
+/// A server that answers DEBUG, which the oracle needs.
+pub async fn start_server(name: &str, dir: &Path, args: &[&str]) -> Server {
+    let debug: &[&str] = if name.is_empty() { &["--enable-debug-command", "yes"] } else { &[] };
+    let args: Vec<&str> = debug.iter().chain(args).copied().collect();
+    Server::start_as(&server_binary(name), dir, &args).await.unwrap()
+}
+
+/// Waits until the condition holds.
+pub async fn eventually(what: &str, mut is: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is().await {
+        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until the clients have done so many more operations.
+pub async fn operations(workload: &Workload, more: u64) {
+    let target = workload.operations() + more;
+    let deadline = Instant::now() + PATIENCE;
+    while workload.operations() < target {
+        if Instant::now() > deadline {
+            let findings: Vec<String> = workload.findings().iter().map(ToString::to_string).collect();
+            panic!("the clients are stuck at {} of {target}: {findings:#?}", workload.operations());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,136 @@
+//! Compares two servers of one version without any of the gateway's code: by the servers' own digests of every value
+//! (`DEBUG DIGEST-VALUE`), by expiry, and for streams by their groups and pending entries.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crossfade::cli::demo::connection::{Connection, Reply};
+use crossfade::cli::demo::servers::Server;
+
+/// Expiries on the passive side are later by this many milliseconds (see `mirror::expiry`).
+const PAD: i64 = 1 << 38;
+
+/// What differs, one line each, at most 50. Keys of the gateway itself are passed over.
+pub async fn compare(a: &Server, b: &Server) -> Vec<String> {
+    let mut differences = Vec::new();
+    for round in 0..2 {
+        differences = once(a, b).await;
+        // a key may expire between the two looks at it; it does not do so twice
+        if differences.is_empty() || round > 0 {
+            break;
+        }
+    }
+    differences
+}
+
+async fn once(a: &Server, b: &Server) -> Vec<String> {
+    let (mut a, mut b) = (a.connect().await.unwrap(), b.connect().await.unwrap());
+    let mut differences = Vec::new();
+    for db in databases(&mut a).await.union(&databases(&mut b).await) {
+        for side in [&mut a, &mut b] {
+            side.must(&["SELECT", &db.to_string()]).await.unwrap();
+        }
+        let (keys_a, keys_b) = (keys(&mut a).await, keys(&mut b).await);
+        let only = |side: &str, key: &Vec<u8>| format!("db {db}: only on the {side}: {}", key.escape_ascii());
+        for key in keys_a.difference(&keys_b) {
+            if exists(&mut a, key).await {
+                differences.push(only("first", key));
+            }
+        }
+        for key in keys_b.difference(&keys_a) {
+            if exists(&mut b, key).await {
+                differences.push(only("second", key));
+            }
+        }
+        let common: Vec<&Vec<u8>> = keys_a.intersection(&keys_b).collect();
+        for chunk in common.chunks(400) {
+            let (of_a, of_b) = (look(&mut a, chunk).await, look(&mut b, chunk).await);
+            for (key, (at_a, at_b)) in chunk.iter().zip(of_a.iter().zip(&of_b)) {
+                if at_a != at_b {
+                    differences.push(format!("db {db}: {}: {at_a:?} against {at_b:?}", key.escape_ascii()));
+                }
+            }
+            if differences.len() > 50 {
+                return differences;
+            }
+        }
+    }
+    let functions = ["FUNCTION", "LIST", "WITHCODE"];
+    if let (Ok(at_a), Ok(at_b)) = (a.must(&functions).await, b.must(&functions).await)
+        && at_a != at_b
+    {
+        differences.push(format!("functions: {} against {}", at_a.brief(), at_b.brief()));
+    }
+    differences
+}
+
+async fn databases(server: &mut Connection) -> BTreeSet<u32> {
+    let info = server.must(&["INFO", "keyspace"]).await.unwrap();
+    let text = String::from_utf8_lossy(info.bytes().unwrap()).into_owned();
+    text.lines().filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok()).collect()
+}
+
+async fn keys(server: &mut Connection) -> BTreeSet<Vec<u8>> {
+    let (mut found, mut cursor) = (BTreeSet::new(), b"0".to_vec());
+    loop {
+        let reply = server.must(&[b"SCAN".as_slice(), &cursor, b"COUNT", b"5000"]).await.unwrap();
+        let [next, keys] = reply.items() else { panic!("SCAN: {reply:?}") };
+        let own = |key: &&[u8]| !key.starts_with(b"crossfade:");
+        found.extend(keys.items().iter().filter_map(Reply::bytes).filter(own).map(<[u8]>::to_vec));
+        cursor = next.bytes().unwrap().to_vec();
+        if cursor == b"0" {
+            return found;
+        }
+    }
+}
+
+/// Whether it is still there: a key that only one SCAN saw may have expired between the two.
+async fn exists(server: &mut Connection, key: &[u8]) -> bool {
+    server.must(&[b"EXISTS".as_slice(), key]).await.unwrap() == Reply::Integer(1)
+}
+
+/// Digest, expiry and, for streams, everything else that the server tells about each key.
+async fn look(server: &mut Connection, keys: &[&Vec<u8>]) -> Vec<(String, i64, String)> {
+    for key in keys {
+        server.queue(&[b"DEBUG".as_slice(), b"DIGEST-VALUE", key]);
+        server.queue(&[b"PEXPIRETIME".as_slice(), key]);
+        server.queue(&[b"TYPE".as_slice(), key]);
+    }
+    server.flush().await.unwrap();
+    let mut seen = Vec::new();
+    for _ in keys {
+        let digest = server.reply().await.unwrap();
+        let digest = digest.items().first().unwrap_or_else(|| panic!("{digest:?}")).brief();
+        let expiry = server.reply().await.unwrap().number().unwrap();
+        let kind = server.reply().await.unwrap().brief();
+        seen.push((digest, if expiry > PAD { expiry - PAD } else { expiry }, kind));
+    }
+    for (key, (.., kind)) in keys.iter().zip(&mut seen) {
+        if kind == "stream" {
+            let info =
+                server.must(&[b"XINFO".as_slice(), b"STREAM", key, b"FULL", b"COUNT", b"0"]).await.unwrap();
+            *kind = format!("{:?}", facts(&info));
+        }
+    }
+    seen
+}
+
+/// The fields of XINFO STREAM FULL that are data, not layout and not the time of the last look.
+fn facts(info: &Reply) -> BTreeMap<String, String> {
+    let mut told = BTreeMap::new();
+    for pair in info.items().chunks(2) {
+        let [name, value] = pair else { continue };
+        let name = name.brief();
+        match name.as_str() {
+            "radix-tree-keys" | "radix-tree-nodes" | "seen-time" | "active-time" | "entries" => {}
+            "groups" | "consumers" => {
+                let inner: Vec<String> =
+                    value.items().iter().map(|item| format!("{:?}", facts(item))).collect();
+                told.insert(name, inner.join(" | "));
+            }
+            _ => {
+                told.insert(name, format!("{value:?}"));
+            }
+        }
+    }
+    told
+}
