@@ -4,6 +4,8 @@
 //! `redis-server` is taken from PATH. `CROSSFADE_SERVERS` may name a folder of further servers, each as
 //! `NAME/redis-server`; the key positions are then compared with every one of them.
 
+#![allow(clippy::unwrap_used)] // clippy takes helpers of an integration test for library code
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
