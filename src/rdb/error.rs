@@ -86,6 +86,12 @@ impl std::error::Error for RdbError {
     }
 }
 
+impl From<super::Stopped> for RdbError {
+    fn from(stopped: super::Stopped) -> Self {
+        Self { offset: 0, opcode: None, key: None, what: stopped.into() }
+    }
+}
+
 /// A key as a person can read it: quoted, escaped, cut when long.
 pub(crate) fn printable(key: &[u8]) -> String {
     const SHOWN: usize = 128;
@@ -95,10 +101,16 @@ pub(crate) fn printable(key: &[u8]) -> String {
 }
 
 impl From<RdbError> for Error {
-    fn from(error: RdbError) -> Self {
+    fn from(mut error: RdbError) -> Self {
+        if let What::Io(cause) = error.what {
+            // Whoever supplies the bytes may know better what is wrong, on which side, and whether it passes.
+            match cause.downcast::<Error>() {
+                Ok(own) => return own,
+                Err(cause) => error.what = What::Io(cause),
+            }
+        }
         let message = format!("the snapshot cannot be read: {error}");
         match &error.what {
-            // The journal's reader gives the receiver's own fault as the cause; it may pass with the next attempt.
             What::Io(_) | What::Truncated => Error::passing(Side::Source, message),
             What::UnknownType(_) | What::UnknownOpcode(_) | What::Version(_) => Error::new(Side::Source, message)
                 .remedy("this server writes something newer than this Crossfade knows; upgrade Crossfade, or delete that key"),

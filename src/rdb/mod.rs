@@ -48,6 +48,7 @@ mod ziplist;
 
 pub use commands::{Dialect, Sink, Stopped};
 pub use dump::{DumpError, checksum, split_dump};
+pub(crate) use error::printable;
 pub use error::{RdbError, What};
 pub use opcode::{Flavour, minimum_version, type_name};
 pub use reader::{BigEntry, Entry, Header, Item, RawValue, ReadOptions, Reader};

@@ -1,0 +1,242 @@
+//! The thread that reads the snapshot and hands batches to the connections, as fast as they take them.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::encoder::{Batch, Encoder, Part, Plan};
+use super::progress::{FailedKey, Failures, Progress, Throttle};
+use super::{LoadOptions, OWN_PREFIX, cancelled};
+use crate::error::{Error, Result, Side};
+use crate::rdb::{self, Item, RdbError, ReadOptions, Reader, Stopped, What};
+
+/// What the feeder counted.
+#[derive(Debug, Default)]
+pub(super) struct Fed {
+    pub(super) own_keys: u64,
+    pub(super) functions: u64,
+    pub(super) module_data: Vec<String>,
+}
+
+pub(super) struct Feeder {
+    plan: Arc<Plan>,
+    lanes: Lanes,
+    failures: Arc<Failures>,
+    progress: Arc<Progress>,
+    big_value: usize,
+}
+
+/// The connections, in turn.
+struct Lanes {
+    senders: Vec<mpsc::Sender<Batch>>,
+    turn: usize,
+    budget: Arc<Semaphore>,
+    whole: u32,
+    runtime: Handle,
+    cancel: CancellationToken,
+    pace: Pace,
+    /// Batches handed over.
+    sent: u64,
+}
+
+impl Feeder {
+    /// Must be called inside the runtime.
+    pub(super) fn new(
+        plan: Arc<Plan>,
+        senders: Vec<mpsc::Sender<Batch>>,
+        budget: Arc<Semaphore>,
+        failures: Arc<Failures>,
+        progress: Arc<Progress>,
+        options: &LoadOptions,
+        cancel: CancellationToken,
+    ) -> Self {
+        let whole = u32::try_from(budget.available_permits()).unwrap_or(u32::MAX);
+        let pace = Pace { limits: Arc::clone(&options.throttle), since: Instant::now() };
+        let lanes =
+            Lanes { senders, turn: 0, budget, whole, runtime: Handle::current(), cancel, pace, sent: 0 };
+        Self { plan, lanes, failures, progress, big_value: options.big_value }
+    }
+
+    /// Reads `from` to its end. Blocks.
+    pub(super) fn run<R: Read>(self, from: R) -> Result<Fed> {
+        let Self { plan, mut lanes, failures, progress, big_value } = self;
+        let mut reader = Reader::new(from, ReadOptions { big_value });
+        let mut encoder = Encoder::new(&plan);
+        let mut fed = Fed::default();
+        let outcome = feed(&mut reader, &mut encoder, &mut lanes, &plan, &failures, &progress, &mut fed);
+        progress.bytes_read.store(reader.bytes_read(), Relaxed);
+        match outcome {
+            Ok(()) => Ok(fed),
+            Err(RdbError { what: What::Stopped, .. }) if lanes.cancel.is_cancelled() => Err(cancelled()),
+            // A connection is gone, and its own error tells why.
+            Err(RdbError { what: What::Stopped, .. }) => Err(Error::passing(
+                Side::Destination,
+                "the connection was lost while the snapshot was loaded",
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn feed<R: Read>(
+    reader: &mut Reader<R>,
+    encoder: &mut Encoder<'_>,
+    lanes: &mut Lanes,
+    plan: &Plan,
+    failures: &Failures,
+    progress: &Progress,
+    fed: &mut Fed,
+) -> Result<(), RdbError> {
+    let mut batches = 0;
+    loop {
+        if lanes.sent != batches {
+            batches = lanes.sent;
+            progress.bytes_read.store(reader.bytes_read(), Relaxed);
+        }
+        let Some(item) = reader.next()? else { break };
+        let out = &mut |batch| lanes.send(batch);
+        match item {
+            Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => fed.own_keys += 1,
+            Item::Entry(entry) => {
+                if let Err(what) = encoder.entry(&entry, out) {
+                    let key = entry.key.to_vec();
+                    match what {
+                        // No command can write it: an error of this key, not of the file.
+                        What::NoCommand(reason) => failures.add(unwritten(entry.db, &key, reason)),
+                        what => {
+                            let opcode = Some(entry.value.type_id);
+                            return Err(RdbError {
+                                offset: reader.bytes_read(),
+                                opcode,
+                                key: Some(key),
+                                what,
+                            });
+                        }
+                    }
+                }
+            }
+            Item::Big(entry) if entry.key.starts_with(OWN_PREFIX) => fed.own_keys += 1,
+            Item::Big(entry) => encoder.big(entry, out)?,
+            Item::SelectDb(db) => encoder.select(db, out)?,
+            Item::ResizeDb { keys, .. } => {
+                progress.keys_expected.fetch_add(keys, Relaxed);
+            }
+            // Before 7.0 the snapshot for a replica carries the scripts that EVALSHA in the stream will name.
+            Item::Aux { name, value } if name == b"lua" => {
+                encoder.command(&[b"SCRIPT", b"LOAD", &value]);
+                encoder.hand_over_if_full(out)?;
+            }
+            Item::Aux { .. } => {}
+            Item::Function(source) if plan.functions => {
+                encoder.command(&[b"FUNCTION", b"LOAD", b"REPLACE", &source]);
+                encoder.hand_over_if_full(out)?;
+                fed.functions += 1;
+            }
+            Item::Function(source) => {
+                failures.add(FailedKey {
+                    db: 0,
+                    key: library(&source),
+                    reason: "the destination does not know functions".into(),
+                    remedy: "use a destination of Redis 7.0 or Valkey, or delete the library at the source",
+                });
+            }
+            Item::FunctionPreGa { name } => failures.add(FailedKey {
+                db: 0,
+                key: library(&name),
+                reason:
+                    "it is stored in the format of a 7.0 release candidate, which no released server reads"
+                        .into(),
+                remedy: "load the library at the source again with FUNCTION LOAD REPLACE, or delete it",
+            }),
+            Item::ModuleAux { module } => {
+                if !fed.module_data.contains(&module) {
+                    tracing::info!(
+                        module,
+                        "the snapshot holds data of a module beside its keys; no command can write that"
+                    );
+                    fed.module_data.push(module);
+                }
+            }
+        }
+    }
+    encoder.finish(&mut |batch| lanes.send(batch))?;
+    Ok(())
+}
+
+/// Names a function library by the first line of its source, which says its name.
+pub(super) fn library(source: &[u8]) -> String {
+    let first = source.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    format!("function library {}", rdb::printable(first))
+}
+
+/// A key for which there is no command.
+pub(super) fn unwritten(db: u32, key: &[u8], reason: String) -> FailedKey {
+    FailedKey {
+        db,
+        key: rdb::printable(key),
+        reason,
+        remedy: "delete or convert that key at the source, or use a destination that knows its type",
+    }
+}
+
+impl Lanes {
+    /// Waits for room within the budget and for the connection whose turn it is.
+    fn send(&mut self, mut batch: Batch) -> Result<(), Stopped> {
+        if self.cancel.is_cancelled() {
+            return Err(Stopped);
+        }
+        self.pace.wait(batch.bytes.len(), batch.keys, &self.cancel);
+        // The rest of a sequence follows its beginning.
+        if batch.part != Part::Continue {
+            self.turn = (self.turn + 1) % self.senders.len();
+        }
+        let lane = &self.senders[self.turn];
+        // A batch larger than the whole budget travels alone.
+        let size = u32::try_from(batch.bytes.len() / 1024 + 1).unwrap_or(u32::MAX).min(self.whole);
+        let budget = Arc::clone(&self.budget);
+        let permit = self.runtime.block_on(async {
+            tokio::select! {
+                permit = budget.acquire_many_owned(size) => permit.ok(),
+                // What is in flight on a lost connection never comes back.
+                () = lane.closed() => None,
+                () = self.cancel.cancelled() => None,
+            }
+        });
+        batch.permit = Some(permit.ok_or(Stopped)?);
+        self.sent += 1;
+        lane.blocking_send(batch).map_err(|_| Stopped)
+    }
+}
+
+/// Keeps the average speed under the limits, counted anew each second so that a pause earns no burst.
+struct Pace {
+    limits: Arc<Throttle>,
+    since: Instant,
+}
+
+impl Pace {
+    fn wait(&mut self, bytes: usize, keys: u32, cancel: &CancellationToken) {
+        let cost = |limit: u64, amount: f64| if limit == 0 { 0.0 } else { amount / limit as f64 };
+        let seconds = cost(self.limits.bytes.load(Relaxed), bytes as f64)
+            .max(cost(self.limits.keys.load(Relaxed), f64::from(keys)));
+        if seconds == 0.0 {
+            return;
+        }
+        // `since` is the moment up to which the allowance is used up.
+        let now = Instant::now();
+        self.since = self.since.max(now.checked_sub(Duration::from_millis(100)).unwrap_or(now));
+        self.since += Duration::from_secs_f64(seconds.min(60.0));
+        while !cancel.is_cancelled() {
+            let left = self.since.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(Duration::from_millis(200)));
+        }
+    }
+}
