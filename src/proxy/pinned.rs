@@ -276,8 +276,17 @@ impl Session {
         let name = spec.map_or("", |spec| spec.name);
         // Some things need a quiet connection: their reply is made here, or depends on what came before.
         let route = spec.map(|spec| command::route(spec, args).1);
-        let in_transaction = pinned.transaction.is_some()
-            || pinned.expects.iter().any(|(expect, _)| matches!(expect, Expect::Multi));
+        // What was sent last decides: behind an EXEC in flight the transaction is over, though not answered yet.
+        let in_transaction = pinned
+            .expects
+            .iter()
+            .rev()
+            .find_map(|(expect, _)| match expect {
+                Expect::Multi => Some(true),
+                Expect::EndTransaction | Expect::Replaced(_) => Some(false),
+                _ => None,
+            })
+            .unwrap_or(pinned.transaction.is_some());
         if pinned.blocked.is_some() || (pinned.out.len() > 4 * 1024 * 1024 && pinned.owes()) {
             return Step::Wait;
         }

@@ -385,13 +385,15 @@ impl Session {
         if core.input.len() < core.scanner.need() {
             return false;
         }
+        let was_pending = core.pending.is_some();
         let mut input = std::mem::take(&mut core.input);
         let used = self.process(core, &input);
         input.advance(used);
         if !input.is_empty() {
             core.input = input;
         }
-        used > 0
+        // A step that was begun has to be polled once, or nothing wakes the session when it is done.
+        used > 0 || (core.pending.is_some() && !was_pending)
     }
 
     /// Takes whole commands from the front of `data`; how many bytes are done with.
