@@ -25,8 +25,6 @@ pub mod failpoint;
 pub mod switch;
 pub mod verdict;
 
-
-
 use serde::Serialize;
 
 use crate::migration::status::{Finding, SwitchKind};

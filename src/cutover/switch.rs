@@ -67,9 +67,18 @@ pub trait Parts: Send {
     /// follows.
     fn fence(&mut self) -> impl Future<Output = Result<u64>> + Send;
     /// The new side has applied everything up to `offset`, and its expiries are exact. Returns where the mirror back begins.
-    fn drain_mirror(&mut self, offset: u64, deadline: Instant) -> impl Future<Output = Result<StartPosition>> + Send;
+    fn drain_mirror(
+        &mut self,
+        offset: u64,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<StartPosition>> + Send;
     /// Writes the commit line.
-    fn commit(&mut self, epoch: u64, start: StartPosition, pause: Duration) -> impl Future<Output = Result<(), Uncommitted>> + Send;
+    fn commit(
+        &mut self,
+        epoch: u64,
+        start: StartPosition,
+        pause: Duration,
+    ) -> impl Future<Output = Result<(), Uncommitted>> + Send;
     /// Opens the gate on `side`.
     fn open_gate(&mut self, side: ActiveSide, epoch: u64) -> impl Future<Output = Held> + Send;
     /// Past the commit: the old mirror ends, the fence comes down, the mirror back begins.
@@ -123,7 +132,12 @@ struct Gate {
     pause: Option<Duration>,
 }
 
-async fn steps<P: Parts>(parts: &mut P, order: Order, times: &mut StepTimes, gate: &mut Gate) -> Result<End, (Error, u64)> {
+async fn steps<P: Parts>(
+    parts: &mut P,
+    order: Order,
+    times: &mut StepTimes,
+    gate: &mut Gate,
+) -> Result<End, (Error, u64)> {
     let Order { kind, epoch, max_pause, prepare_within, rehearse, postponed } = order;
     let standing = epoch - 1;
     let stays = |error: Error| (error, standing);
@@ -157,7 +171,9 @@ async fn steps<P: Parts>(parts: &mut P, order: Order, times: &mut StepTimes, gat
     times.fence = clock.lap();
     failpoint::reach("fence");
 
-    let start = within(clock.deadline, "draining the mirror", parts.drain_mirror(offset, clock.deadline)).await.map_err(stays)?;
+    let start = within(clock.deadline, "draining the mirror", parts.drain_mirror(offset, clock.deadline))
+        .await
+        .map_err(stays)?;
     times.drain_mirror = clock.lap();
     failpoint::reach("drain_mirror");
 
@@ -195,7 +211,13 @@ async fn steps<P: Parts>(parts: &mut P, order: Order, times: &mut StepTimes, gat
 }
 
 /// Abort and the end of a rehearsal: traffic first, then the rest.
-async fn give_up<P: Parts>(parts: &mut P, kind: SwitchKind, epoch: u64, gate: &mut Gate, times: &mut StepTimes) -> Held {
+async fn give_up<P: Parts>(
+    parts: &mut P,
+    kind: SwitchKind,
+    epoch: u64,
+    gate: &mut Gate,
+    times: &mut StepTimes,
+) -> Held {
     let mut held = Held::default();
     if let Some(closed_at) = gate.closed_at {
         let began = Instant::now();

@@ -153,7 +153,11 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
     let mut all = Vec::new();
 
     if let Some(error) = &mirror.error {
-        all.push(Finding::error(to_side, format!("the mirror is in trouble: {error}"), "see `crossfade status`"));
+        all.push(Finding::error(
+            to_side,
+            format!("the mirror is in trouble: {error}"),
+            "see `crossfade status`",
+        ));
     } else if !mirror.live {
         all.push(Finding::error(
             to_side,
@@ -178,7 +182,10 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
             "wait, lower the write load, or raise cutover.max_lag",
         ));
     } else {
-        all.push(Finding::ok(to_side, format!("the mirror is live, {:.1} ms behind", mirror.lag.as_secs_f64() * 1e3)));
+        all.push(Finding::ok(
+            to_side,
+            format!("the mirror is live, {:.1} ms behind", mirror.lag.as_secs_f64() * 1e3),
+        ));
     }
 
     match facts.verification {
@@ -187,7 +194,9 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
             "the two servers have not been compared",
             "run `crossfade verify` first if you want to be sure",
         )),
-        Verification::Differences(0) => all.push(Finding::ok(Side::Gateway, "the last comparison found no difference")),
+        Verification::Differences(0) => {
+            all.push(Finding::ok(Side::Gateway, "the last comparison found no difference"))
+        }
         Verification::Differences(n) if limits.force_unverified => all.push(Finding::warn(
             Side::Gateway,
             format!("the last comparison found {n} differences; going on as asked"),
@@ -208,7 +217,11 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
         ));
     }
     match &to.write_refused {
-        Some(error) => all.push(Finding::error(to_side, format!("the {to_side} refuses writes: {error}"), "make it writable")),
+        Some(error) => all.push(Finding::error(
+            to_side,
+            format!("the {to_side} refuses writes: {error}"),
+            "make it writable",
+        )),
         None => all.push(Finding::ok(to_side, format!("the {to_side} accepts writes"))),
     }
     if to.may_evict() && !facts.from.may_evict() {
@@ -220,7 +233,10 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
     } else if to.may_evict() && to.nearly_full() {
         all.push(Finding::error(
             to_side,
-            format!("the {to_side} is evicting keys: {} of {} bytes in use, {} keys evicted", to.used_memory, to.maxmemory, to.evicted),
+            format!(
+                "the {to_side} is evicting keys: {} of {} bytes in use, {} keys evicted",
+                to.used_memory, to.maxmemory, to.evicted
+            ),
             "give it more memory",
         ));
     } else if to.nearly_full() {
@@ -250,7 +266,6 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
     all
 }
 
-
 /// The decision.
 #[must_use]
 pub fn judge(facts: &Facts, limits: &Limits) -> Verdict {
@@ -268,7 +283,8 @@ pub fn judge(facts: &Facts, limits: &Limits) -> Verdict {
     }
     // Only what time alone can mend is "not yet".
     let mut patient = facts.clone();
-    patient.mirror = MirrorFacts { live: true, linked: true, lag: Duration::ZERO, lag_bytes: 0, ..patient.mirror };
+    patient.mirror =
+        MirrorFacts { live: true, linked: true, lag: Duration::ZERO, lag_bytes: 0, ..patient.mirror };
     let others = findings(&patient, limits).iter().any(|finding| finding.level == Level::Error);
     if others { Verdict::Refused { reasons } } else { Verdict::NotYet { lag_ms, reasons } }
 }
@@ -295,7 +311,12 @@ mod tests {
     use super::*;
 
     fn good() -> Facts {
-        let server = ServerFacts { role: "master".into(), policy: "noeviction".into(), fence: Some("CLIENT PAUSE"), ..ServerFacts::default() };
+        let server = ServerFacts {
+            role: "master".into(),
+            policy: "noeviction".into(),
+            fence: Some("CLIENT PAUSE"),
+            ..ServerFacts::default()
+        };
         Facts {
             kind: SwitchKind::Cutover,
             mirror: MirrorFacts {

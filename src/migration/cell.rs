@@ -110,7 +110,10 @@ impl Cell {
     /// When the disk refuses. It is then unknown whether the line would survive a crash; [`Cell::revoke`] settles it.
     pub fn commit(&mut self, line: Line) -> io::Result<()> {
         if line.epoch <= self.line.epoch {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("epoch {} is not above {}", line.epoch, self.line.epoch)));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("epoch {} is not above {}", line.epoch, self.line.epoch),
+            ));
         }
         self.write(&line)?;
         self.line = line;

@@ -9,7 +9,9 @@ use crate::error::{Error, Result, Side};
 /// The error of a refused disk operation, naming the path.
 pub(super) fn error(path: &Path, cause: std::io::Error) -> Error {
     let remedy = match cause.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "make room on the disk of state_dir",
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "make room on the disk of state_dir"
+        }
         std::io::ErrorKind::PermissionDenied => "let the gateway's user write to state_dir",
         _ => "check the disk of state_dir",
     };

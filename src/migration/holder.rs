@@ -67,7 +67,11 @@ impl Holder {
     }
 
     fn refusal(&self, side: Side) -> Error {
-        let age = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().saturating_sub(self.since);
+        let age = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+            .saturating_sub(self.since);
         Error::new(
             Side::Gateway,
             format!(
@@ -78,7 +82,10 @@ impl Holder {
                 humantime::format_duration(Duration::from_secs(age))
             ),
         )
-        .remedy(format!("end that migration, or wait {} after its gateway has stopped", humantime::format_duration(EXPIRY)))
+        .remedy(format!(
+            "end that migration, or wait {} after its gateway has stopped",
+            humantime::format_duration(EXPIRY)
+        ))
     }
 }
 

@@ -114,7 +114,14 @@ type Answer = Result<Vec<Output>, Error>;
 
 impl Machine {
     /// As recorded. `complete` is true when the other side once held everything.
-    pub(super) fn restored(active: ActiveSide, mirroring: bool, complete: bool, paused: bool, failed: bool, finished: bool) -> (Self, Vec<Output>) {
+    pub(super) fn restored(
+        active: ActiveSide,
+        mirroring: bool,
+        complete: bool,
+        paused: bool,
+        failed: bool,
+        finished: bool,
+    ) -> (Self, Vec<Output>) {
         let seen = match (failed, complete) {
             (true, _) => Seen::Failed,
             (false, true) => Seen::CatchingUp,
@@ -216,7 +223,10 @@ impl Machine {
                 "the last migration ended on the destination, where the clients are",
                 "to move on, make that server the source of a new configuration with a state_dir of its own",
             )),
-            (Phase::Failed, _) => Err(refused("the migration has failed", "see `crossfade status` for the reason, then `crossfade resume`")),
+            (Phase::Failed, _) => Err(refused(
+                "the migration has failed",
+                "see `crossfade status` for the reason, then `crossfade resume`",
+            )),
             (phase, _) => Err(refused(format!("it has begun already: {phase}"), "see `crossfade status`")),
         }
     }
@@ -224,7 +234,10 @@ impl Machine {
     fn switch(&mut self, kind: SwitchKind, request: SwitchRequest) -> Answer {
         if let Some(Busy::Switching { kind: under_way, ready: true }) = self.busy {
             if under_way != kind {
-                return Err(refused(format!("a postponed {} is ready", under_way.name()), "let it through, or `crossfade abort` it"));
+                return Err(refused(
+                    format!("a postponed {} is ready", under_way.name()),
+                    "let it through, or `crossfade abort` it",
+                ));
             }
             if request.dry_run || request.postpone || request.rehearse {
                 return Err(refused(
@@ -236,7 +249,10 @@ impl Machine {
         }
         self.idle()?;
         if self.active == kind.target() {
-            return Err(refused(format!("the clients are on the {} already", kind.target()), "see `crossfade status`"));
+            return Err(refused(
+                format!("the clients are on the {} already", kind.target()),
+                "see `crossfade status`",
+            ));
         }
         let running = match kind {
             SwitchKind::Cutover => Phase::CuttingOver,
@@ -244,16 +260,31 @@ impl Machine {
         };
         match self.phase {
             Phase::Mirroring | Phase::CutOver => {}
-            Phase::Forwarding | Phase::Finished => return Err(refused("nothing is being mirrored", "`crossfade start` first")),
+            Phase::Forwarding | Phase::Finished => {
+                return Err(refused("nothing is being mirrored", "`crossfade start` first"));
+            }
             Phase::Snapshot => {
-                return Err(refused("the snapshot is not finished", "wait until it is mirroring (`crossfade status --wait mirroring`)"));
+                return Err(refused(
+                    "the snapshot is not finished",
+                    "wait until it is mirroring (`crossfade status --wait mirroring`)",
+                ));
             }
             Phase::CatchingUp => {
-                return Err(refused("the mirror has not caught up yet", "wait until it is mirroring (`crossfade status --wait mirroring`)"));
+                return Err(refused(
+                    "the mirror has not caught up yet",
+                    "wait until it is mirroring (`crossfade status --wait mirroring`)",
+                ));
             }
             Phase::Paused => return Err(refused("the mirror is paused", "`crossfade resume` first")),
-            Phase::Failed => return Err(refused("the mirror has failed", "see `crossfade status` for the reason, then `crossfade resume`")),
-            Phase::CuttingOver | Phase::RollingBack => return Err(busy(Busy::Switching { kind, ready: false })),
+            Phase::Failed => {
+                return Err(refused(
+                    "the mirror has failed",
+                    "see `crossfade status` for the reason, then `crossfade resume`",
+                ));
+            }
+            Phase::CuttingOver | Phase::RollingBack => {
+                return Err(busy(Busy::Switching { kind, ready: false }));
+            }
         }
         self.busy = Some(Busy::Switching { kind, ready: false });
         if !request.dry_run {
@@ -280,7 +311,10 @@ impl Machine {
             return Err(refused("it is paused already", "`crossfade resume` goes on"));
         }
         if !self.mirrors() {
-            return Err(refused(format!("nothing is being mirrored: {}", self.phase), "see `crossfade status`"));
+            return Err(refused(
+                format!("nothing is being mirrored: {}", self.phase),
+                "see `crossfade status`",
+            ));
         }
         self.paused = true;
         self.rest()?;
@@ -312,7 +346,9 @@ impl Machine {
         self.idle()?;
         match (self.phase, ending, self.active) {
             (Phase::Forwarding, ..) => Err(refused("no migration has begun", "see `crossfade status`")),
-            (Phase::Finished, ..) => Err(refused("the migration has ended already", "see `crossfade status`")),
+            (Phase::Finished, ..) => {
+                Err(refused("the migration has ended already", "see `crossfade status`"))
+            }
             (_, Ending::Abort, ActiveSide::Destination) => Err(refused(
                 "the clients are on the destination",
                 "`crossfade rollback` first, or `crossfade finish` to stay there",
@@ -375,7 +411,8 @@ impl Machine {
             return Ok(());
         }
         if !allowed(self.phase, to) {
-            return Err(Error::new(Side::Gateway, format!("{} does not lead to {to}", self.phase)).remedy("please report this"));
+            return Err(Error::new(Side::Gateway, format!("{} does not lead to {to}", self.phase))
+                .remedy("please report this"));
         }
         self.phase = to;
         Ok(())
@@ -384,7 +421,10 @@ impl Machine {
 
 /// What may follow what.
 pub(super) fn allowed(from: Phase, to: Phase) -> bool {
-    use Phase::{CatchingUp, CutOver, CuttingOver, Failed, Finished, Forwarding, Mirroring, Paused, RollingBack, Snapshot};
+    use Phase::{
+        CatchingUp, CutOver, CuttingOver, Failed, Finished, Forwarding, Mirroring, Paused, RollingBack,
+        Snapshot,
+    };
     match (from, to) {
         (Forwarding, Snapshot) => true,
         (Forwarding, _) => false,

@@ -47,7 +47,8 @@ fn apply(world: &mut World, outputs: &[Output]) {
             Output::Switch(_, request) => {
                 assert_eq!(world.pending, None);
                 assert!(world.mirror && !world.mirror_paused, "a switch needs a running mirror");
-                world.pending = Some(Pending::Switch { dry_run: request.dry_run, postponed: request.postpone });
+                world.pending =
+                    Some(Pending::Switch { dry_run: request.dry_run, postponed: request.postpone });
             }
             Output::LetThrough | Output::CancelSwitch => {
                 assert!(matches!(world.pending, Some(Pending::Switch { .. })));
@@ -121,7 +122,8 @@ fn simulate(seed: u64) {
             world.mirror = false;
         }
         let outcome = machine.handle(input.clone());
-        let context = format!("seed {seed:#x} step {step}: {before} + {input:?} -> {} {outcome:?}", machine.phase());
+        let context =
+            format!("seed {seed:#x} step {step}: {before} + {input:?} -> {} {outcome:?}", machine.phase());
         match &outcome {
             Ok(outputs) => apply(&mut world, outputs),
             Err(error) => {
@@ -143,8 +145,12 @@ fn simulate(seed: u64) {
         }
         assert!(should_mirror || !world.mirror, "{context}");
         match machine.phase() {
-            Phase::Mirroring | Phase::Snapshot | Phase::CatchingUp | Phase::CuttingOver => assert_eq!(machine.active(), ActiveSide::Source, "{context}"),
-            Phase::CutOver | Phase::RollingBack => assert_eq!(machine.active(), ActiveSide::Destination, "{context}"),
+            Phase::Mirroring | Phase::Snapshot | Phase::CatchingUp | Phase::CuttingOver => {
+                assert_eq!(machine.active(), ActiveSide::Source, "{context}")
+            }
+            Phase::CutOver | Phase::RollingBack => {
+                assert_eq!(machine.active(), ActiveSide::Destination, "{context}")
+            }
             Phase::Paused => assert!(world.mirror_paused, "{context}"),
             _ => {}
         }
@@ -154,7 +160,10 @@ fn simulate(seed: u64) {
 /// `CROSSFADE_SEED=0x…` replays one.
 #[test]
 fn any_order_of_events_keeps_the_invariants() {
-    if let Some(seed) = std::env::var("CROSSFADE_SEED").ok().and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok()) {
+    if let Some(seed) = std::env::var("CROSSFADE_SEED")
+        .ok()
+        .and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok())
+    {
         return simulate(seed);
     }
     for seed in 1..3000u64 {
@@ -174,10 +183,16 @@ fn the_main_road() {
     assert_eq!(go(&mut machine, Input::Mirror(Seen::CatchingUp)), Phase::CatchingUp);
     assert_eq!(go(&mut machine, Input::Mirror(Seen::Live)), Phase::Mirroring);
     assert_eq!(go(&mut machine, Input::Mirror(Seen::CatchingUp)), Phase::Mirroring);
-    assert_eq!(go(&mut machine, Input::Switch(SwitchKind::Cutover, SwitchRequest::default())), Phase::CuttingOver);
+    assert_eq!(
+        go(&mut machine, Input::Switch(SwitchKind::Cutover, SwitchRequest::default())),
+        Phase::CuttingOver
+    );
     assert_eq!(go(&mut machine, Input::SwitchEnded(Some(SwitchOutcome::Committed))), Phase::CutOver);
     assert!(machine.handle(Input::End(Ending::Abort)).is_err());
-    assert_eq!(go(&mut machine, Input::Switch(SwitchKind::Rollback, SwitchRequest::default())), Phase::RollingBack);
+    assert_eq!(
+        go(&mut machine, Input::Switch(SwitchKind::Rollback, SwitchRequest::default())),
+        Phase::RollingBack
+    );
     assert_eq!(go(&mut machine, Input::SwitchEnded(Some(SwitchOutcome::Committed))), Phase::Mirroring);
     go(&mut machine, Input::End(Ending::Finish));
     assert_eq!(go(&mut machine, Input::Ended(true)), Phase::Finished);
@@ -218,6 +233,9 @@ fn a_postponed_switch_is_let_through_or_let_go() {
     assert!(machine.handle(Input::Switch(SwitchKind::Cutover, SwitchRequest::default())).is_err());
     machine.handle(Input::SwitchReady).unwrap();
     assert!(machine.handle(Input::Pause).is_err());
-    assert_eq!(machine.handle(Input::Switch(SwitchKind::Cutover, SwitchRequest::default())).unwrap(), [Output::LetThrough]);
+    assert_eq!(
+        machine.handle(Input::Switch(SwitchKind::Cutover, SwitchRequest::default())).unwrap(),
+        [Output::LetThrough]
+    );
     assert_eq!(machine.handle(Input::End(Ending::Abort)).unwrap(), [Output::CancelSwitch]);
 }

@@ -165,7 +165,9 @@ impl Store {
     /// When the disk refuses.
     pub fn renew(&mut self) -> Result<()> {
         let id = new_id()?;
-        self.update(|record| *record = Record { switches: std::mem::take(&mut record.switches), ..Record::new(id) })
+        self.update(|record| {
+            *record = Record { switches: std::mem::take(&mut record.switches), ..Record::new(id) }
+        })
     }
 
     /// The cell, for the duration of a switch; [`Store::put_back`] returns it.
@@ -193,7 +195,10 @@ impl Store {
     pub fn remove_journals(&self, keep: &[PathBuf]) {
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for path in entries.flatten().map(|e| e.path()) {
-            let journal = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("forward-") || n.starts_with("reverse-"));
+            let journal = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .is_some_and(|n| n.starts_with("forward-") || n.starts_with("reverse-"));
             if journal && !keep.contains(&path) {
                 if let Err(error) = std::fs::remove_dir_all(&path) {
                     tracing::debug!(path = %path.display(), %error, "an old journal stays for now");
@@ -220,7 +225,8 @@ impl Record {
 }
 
 fn encode(record: &Record) -> Result<Vec<u8>> {
-    serde_json::to_vec_pretty(record).map_err(|e| Error::new(Side::Gateway, "the record cannot be written").because(e))
+    serde_json::to_vec_pretty(record)
+        .map_err(|e| Error::new(Side::Gateway, "the record cannot be written").because(e))
 }
 
 /// Sixteen hexadecimal digits from the system's random source.
@@ -246,8 +252,11 @@ fn lock(dir: &Path) -> Result<File> {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
             let holder = if holder.trim().is_empty() { "another gateway" } else { holder.trim() };
-            return Err(Error::new(Side::Gateway, format!("the state directory {} is in use by {holder}", dir.display()))
-                .remedy("stop that gateway, or give this one a state_dir of its own"));
+            return Err(Error::new(
+                Side::Gateway,
+                format!("the state directory {} is in use by {holder}", dir.display()),
+            )
+            .remedy("stop that gateway, or give this one a state_dir of its own"));
         }
         Err(std::fs::TryLockError::Error(e)) => return Err(disk::error(&path, e)),
     }
@@ -281,7 +290,10 @@ mod tests {
         store
             .update(|r| {
                 r.intent = Intent::Mirror;
-                r.fence = Some(Fence { side: ActiveSide::Source, setting: Some(("min-replicas-to-write".into(), "0".into())) });
+                r.fence = Some(Fence {
+                    side: ActiveSide::Source,
+                    setting: Some(("min-replicas-to-write".into(), "0".into())),
+                });
             })
             .unwrap();
         let record = store.record().clone();

@@ -1,10 +1,13 @@
 //! End to end: the gateway as a child process between real servers.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![allow(clippy::print_stderr, reason = "where the files of a failed test are")]
+#![allow(unreachable_pub, missing_docs, reason = "nothing outside this binary sees it")]
 #![allow(dead_code, reason = "the support serves tests that come one by one")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod checker;
+mod datapath;
 mod tools;
