@@ -13,5 +13,10 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    report::order(&args.gateway, global, "abort", "The migration is aborted; clients stay on the source, and the destination keeps its data.")
+    report::order(
+        &args.gateway,
+        global,
+        "abort",
+        "The migration is aborted; clients stay on the source, and the destination keeps its data.",
+    )
 }

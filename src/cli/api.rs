@@ -76,8 +76,10 @@ impl Gateway {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
                 Failure::usage(format!("--admin {}: {error}", self.admin)).remedy("write HOST:PORT")
             }
-            error => Failure::unreachable(Side::Gateway, format!("no gateway answers at {}: {error}", self.admin))
-                .remedy("start one with `crossfade run`, or name its control API with --admin HOST:PORT"),
+            error => {
+                Failure::unreachable(Side::Gateway, format!("no gateway answers at {}: {error}", self.admin))
+                    .remedy("start one with `crossfade run`, or name its control API with --admin HOST:PORT")
+            }
         })?;
         let code = answer.status().as_u16();
         let text = answer.body_mut().with_config().limit(64 << 20).read_to_string().map_err(|error| {
@@ -139,7 +141,8 @@ mod tests {
 
     #[test]
     fn refusals_keep_side_and_remedy() {
-        let body = json!({"error": {"side": "destination", "message": "it is read-only", "remedy": "promote it"}});
+        let body =
+            json!({"error": {"side": "destination", "message": "it is read-only", "remedy": "promote it"}});
         let failure = refusal(409, &body).unwrap();
         assert_eq!((failure.exit, failure.side), (1, Side::Destination));
         assert_eq!(failure.to_string(), "crossfade: destination: it is read-only\n  what to do: promote it");

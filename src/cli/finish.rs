@@ -13,5 +13,10 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    report::order(&args.gateway, global, "finish", "The migration is finished; the gateway goes on forwarding to the active side.")
+    report::order(
+        &args.gateway,
+        global,
+        "finish",
+        "The migration is finished; the gateway goes on forwarding to the active side.",
+    )
 }

@@ -18,10 +18,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     command.build();
     let page = match &args.subcommand {
         None => command,
-        Some(name) => command
-            .find_subcommand(name)
-            .cloned()
-            .ok_or_else(|| Failure::usage(format!("there is no subcommand '{name}'")).remedy("see `crossfade --help`"))?,
+        Some(name) => command.find_subcommand(name).cloned().ok_or_else(|| {
+            Failure::usage(format!("there is no subcommand '{name}'")).remedy("see `crossfade --help`")
+        })?,
     };
     let mut text = Vec::new();
     clap_mangen::Man::new(page)

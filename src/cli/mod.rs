@@ -133,8 +133,8 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command, global: &Global) -> Result<ExitCode, Failure> {
     match command {
-        Command::Run(args) => run::run(args, global),
-        Command::Check(args) => check::run(args, global),
+        Command::Run(args) => run::run(&args, global),
+        Command::Check(args) => check::run(&args, global),
         Command::Start(args) => start::run(&args, global),
         Command::Status(args) => status::run(&args, global),
         Command::Verify(args) => verify::run(&args, global),
@@ -146,7 +146,7 @@ fn dispatch(command: Command, global: &Global) -> Result<ExitCode, Failure> {
         Command::Resume(args) => resume::run(&args, global),
         Command::Throttle(args) => throttle::run(&args, global),
         Command::Demo(args) => {
-            demo::run(args, global.json).map_err(|error| Failure::failed(format!("{error:#}")))
+            demo::run(&args, global.json).map_err(|error| Failure::failed(format!("{error:#}")))
         }
         Command::Completions(args) => Ok(completions::run(&args)),
         Command::Man(args) => man::run(&args),

@@ -13,5 +13,10 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    report::order(&args.gateway, global, "pause", "Paused: nothing is applied, the journal keeps receiving. `crossfade resume` goes on.")
+    report::order(
+        &args.gateway,
+        global,
+        "pause",
+        "Paused: nothing is applied, the journal keeps receiving. `crossfade resume` goes on.",
+    )
 }

@@ -13,7 +13,12 @@ use crate::migration::status::{
 };
 
 /// A `POST` without arguments whose answer is the status.
-pub(super) fn order(gateway: &Gateway, global: &Global, order: &str, done: &str) -> Result<ExitCode, Failure> {
+pub(super) fn order(
+    gateway: &Gateway,
+    global: &Global,
+    order: &str,
+    done: &str,
+) -> Result<ExitCode, Failure> {
     let answer = gateway.post(&format!("/v1/{order}"), &json!({}))?;
     if global.json {
         output::json(&answer);
@@ -44,7 +49,9 @@ pub(super) fn next(status: &Status) -> &'static str {
     match status.phase {
         Phase::Forwarding => "`crossfade start` begins to mirror.",
         Phase::Snapshot | Phase::CatchingUp => "wait: `crossfade status --wait mirroring`.",
-        Phase::Mirroring if status.mirror.direction == MirrorDirection::Reverse => "`crossfade rollback` switches back.",
+        Phase::Mirroring if status.mirror.direction == MirrorDirection::Reverse => {
+            "`crossfade rollback` switches back."
+        }
         Phase::Mirroring => "`crossfade cutover --dry-run` shows the plan, `crossfade cutover` switches.",
         Phase::CuttingOver | Phase::RollingBack => "wait: it ends by itself, or is undone by itself.",
         Phase::CutOver if status.rollback_safe => {
@@ -78,9 +85,9 @@ pub(super) fn progress(snapshot: &Snapshot) -> Progress {
     let seconds = snapshot.seconds;
     let rate = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
     // The first moments say nothing about the rest.
-    let left = fraction.filter(|done| *done > 0.001 && seconds >= 0.5).and_then(|done| {
-        Duration::try_from_secs_f64(seconds * (1.0 - done) / done).ok()
-    });
+    let left = fraction
+        .filter(|done| *done > 0.001 && seconds >= 0.5)
+        .and_then(|done| Duration::try_from_secs_f64(seconds * (1.0 - done) / done).ok());
     Progress {
         fraction,
         keys_per_second: rate(snapshot.keys_loaded),
@@ -180,7 +187,8 @@ pub(super) fn status(status: &Status) -> String {
         let safe = if status.rollback_safe { "safe" } else { "NOT safe: the source would miss writes" };
         row("rollback", safe.into());
     }
-    let tag = if status.environment.is_empty() { String::new() } else { format!(" ({})", status.environment) };
+    let tag =
+        if status.environment.is_empty() { String::new() } else { format!(" ({})", status.environment) };
     let mut out = format!("{}{tag}, gateway {}\n{}", status.name, status.version, output::indented(&table));
     if !status.switches.is_empty() {
         out.push_str(&format!("\n\nSwitches, the latest last:\n{}", history(&status.switches)));
@@ -222,7 +230,9 @@ pub(super) fn switch(entry: &SwitchEntry) -> String {
     };
     let mut out = match entry.outcome {
         SwitchOutcome::Committed => format!("Done: clients are on the {there} (epoch {}).", entry.epoch),
-        SwitchOutcome::Rehearsed => format!("Rehearsed: clients are on the {here} as before, nothing has changed."),
+        SwitchOutcome::Rehearsed => {
+            format!("Rehearsed: clients are on the {here} as before, nothing has changed.")
+        }
         SwitchOutcome::Aborted => format!(
             "Aborted: clients are on the {here} as before, nothing has changed.\n  why: {}",
             entry.reason.as_deref().unwrap_or("no reason was given")
@@ -274,14 +284,25 @@ mod tests {
 
     #[test]
     fn rate_and_time_left() {
-        let half = Snapshot { keys_loaded: 500, keys_expected: 1000, bytes_read: 50, bytes_expected: 0, seconds: 10.0 };
+        let half = Snapshot {
+            keys_loaded: 500,
+            keys_expected: 1000,
+            bytes_read: 50,
+            bytes_expected: 0,
+            seconds: 10.0,
+        };
         let progress = progress(&half);
         assert_eq!(progress.fraction, Some(0.5));
         assert_eq!(progress.keys_per_second, 50.0);
         assert_eq!(progress.left, Some(Duration::from_secs(10)));
         let unknown = super::progress(&Snapshot { keys_loaded: 5, seconds: 1.0, ..Snapshot::default() });
         assert_eq!((unknown.fraction, unknown.left), (None, None));
-        let bytes = super::progress(&Snapshot { bytes_read: 1, bytes_expected: 4, seconds: 1.0, ..Snapshot::default() });
+        let bytes = super::progress(&Snapshot {
+            bytes_read: 1,
+            bytes_expected: 4,
+            seconds: 1.0,
+            ..Snapshot::default()
+        });
         assert_eq!(bytes.fraction, Some(0.25));
         assert_eq!(super::progress(&Snapshot::default()).keys_per_second, 0.0);
     }
@@ -328,10 +349,18 @@ mod tests {
     #[test]
     fn a_running_snapshot_has_a_bar() {
         let mut document = Status { phase: Phase::Snapshot, ..Status::default() };
-        document.snapshot =
-            Snapshot { keys_loaded: 250_000, keys_expected: 1_000_000, bytes_read: 1 << 20, bytes_expected: 0, seconds: 5.0 };
+        document.snapshot = Snapshot {
+            keys_loaded: 250_000,
+            keys_expected: 1_000_000,
+            bytes_read: 1 << 20,
+            bytes_expected: 0,
+            seconds: 5.0,
+        };
         let text = status(&document);
-        assert!(text.contains("25 %") && text.contains("50 000 keys/s") && text.contains("about 15 s left"), "{text}");
+        assert!(
+            text.contains("25 %") && text.contains("50 000 keys/s") && text.contains("about 15 s left"),
+            "{text}"
+        );
     }
 
     #[test]

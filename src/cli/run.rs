@@ -22,7 +22,9 @@ pub struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let config = config::load(&args.addressing.sources())?;
     if args.start && config.destination.is_none() {
-        return Err(Failure::usage("--start needs a destination").remedy("give --destination redis://HOST:PORT"));
+        return Err(
+            Failure::usage("--start needs a destination").remedy("give --destination redis://HOST:PORT")
+        );
     }
     // Each client is a file; the soft limit of most systems is 1024. What the hard limit forbids stays forbidden.
     if let Err(error) = rlimit::increase_nofile_limit(config.listen.max_clients as u64 + 1024) {
@@ -51,7 +53,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 
 /// The first SIGTERM or SIGINT drains, the second ends the process at once. The state on disk is whole either way.
 fn watch_signals(shutdown: &CancellationToken) -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("no signals can be caught: {error}")));
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure::failed(format!("no signals can be caught: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let shutdown = shutdown.clone();
     tokio::spawn(async move {

@@ -13,5 +13,10 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    report::order(&args.gateway, global, "start", "The mirror has begun. `crossfade status --watch` shows how far it is.")
+    report::order(
+        &args.gateway,
+        global,
+        "start",
+        "The mirror has begun. `crossfade status --watch` shows how far it is.",
+    )
 }

@@ -86,7 +86,9 @@ fn waited(status: &Status, wanted: Phase, late: bool) -> Waited {
             Some(failure)
         }
         (None, Phase::Failed) => Some(Failure::failed("the migration failed")),
-        (_, Phase::Finished) => Some(Failure::failed(format!("the migration is finished; it does not get to {wanted} any more"))),
+        (_, Phase::Finished) => {
+            Some(Failure::failed(format!("the migration is finished; it does not get to {wanted} any more")))
+        }
         _ => None,
     };
     match failed {
@@ -154,13 +156,19 @@ mod tests {
     fn waiting_for_a_phase() {
         let mut status = Status { phase: Phase::Snapshot, ..Status::default() };
         assert_eq!(waited(&status, Phase::Mirroring, false), Waited::NotYet);
-        let Waited::InVain(failure) = waited(&status, Phase::Mirroring, true) else { panic!("the time was over") };
+        let Waited::InVain(failure) = waited(&status, Phase::Mirroring, true) else {
+            panic!("the time was over")
+        };
         assert!(failure.exit == 1 && failure.message.contains("still in phase snapshot"), "{failure}");
         status.phase = Phase::Mirroring;
         assert_eq!(waited(&status, Phase::Mirroring, true), Waited::Reached);
         status.phase = Phase::Failed;
-        status.error =
-            Some(ErrorInfo { side: Side::Source, message: "gone".into(), retry_until: None, remedy: Some("x".into()) });
+        status.error = Some(ErrorInfo {
+            side: Side::Source,
+            message: "gone".into(),
+            retry_until: None,
+            remedy: Some("x".into()),
+        });
         let Waited::InVain(failure) = waited(&status, Phase::Mirroring, false) else { panic!("it failed") };
         assert_eq!((failure.side, failure.remedy.as_deref()), (Side::Source, Some("x")));
         assert_eq!(waited(&status, Phase::Failed, false), Waited::Reached);

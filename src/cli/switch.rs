@@ -74,7 +74,9 @@ fn plan(kind: SwitchKind, answer: &Json) -> String {
         list.into_iter().filter_map(|item| item.as_str().map(str::to_owned)).collect::<Vec<_>>()
     };
     let mut out = match (answer.get("postponed").and_then(Json::as_bool), text("verdict")) {
-        (Some(true), _) => format!("Ready and waiting at the gate. `crossfade {}` lets it through.\n", kind.name()),
+        (Some(true), _) => {
+            format!("Ready and waiting at the gate. `crossfade {}` lets it through.\n", kind.name())
+        }
         (_, Some("go")) => format!("Go: a {} may begin.\n", kind.name()),
         (_, Some("not-yet")) => format!("Not yet: a {} has to wait.\n", kind.name()),
         _ => format!("Refused: a {} cannot begin like this.\n", kind.name()),
@@ -96,7 +98,10 @@ fn plan(kind: SwitchKind, answer: &Json) -> String {
         }
     }
     if let Some(budget) = answer.get("max_pause_ms").and_then(Json::as_f64) {
-        out.push_str(&format!("\nIf clients would be held for more than {}, it is undone.", output::ms(budget)));
+        out.push_str(&format!(
+            "\nIf clients would be held for more than {}, it is undone.",
+            output::ms(budget)
+        ));
     }
     out.trim_end().to_owned()
 }

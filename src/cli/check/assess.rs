@@ -44,7 +44,8 @@ pub(super) fn assess(facts: &Facts, config: &Config) -> Vec<Finding> {
 
 fn away(side: Side, error: &crate::Error) -> Finding {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    let remedy = error.remedy.clone().unwrap_or_else(|| "check the address, the network and that it runs".into());
+    let remedy =
+        error.remedy.clone().unwrap_or_else(|| "check the address, the network and that it runs".into());
     Finding::error(side, format!("{}{cause}", error.message), remedy)
 }
 
@@ -101,7 +102,11 @@ fn replication(server: &Server, consequence: &str, level_error: bool, all: &mut 
     match refused {
         None => all.push(Finding::ok(server.side, "it lets the gateway attach as a replica")),
         Some(what) if level_error => {
-            all.push(Finding::error(server.side, what, format!("{consequence}; use a server that allows replication")));
+            all.push(Finding::error(
+                server.side,
+                what,
+                format!("{consequence}; use a server that allows replication"),
+            ));
         }
         Some(what) => all.push(Finding::warn(server.side, what, consequence.to_owned())),
     }
@@ -146,7 +151,10 @@ fn as_source(source: &Server, all: &mut Vec<Finding>) {
             };
             all.push(Finding::warn(
                 side,
-                format!("repl-backlog-size is small ({}{covers}): a longer cut means a new snapshot", about(backlog)),
+                format!(
+                    "repl-backlog-size is small ({}{covers}): a longer cut means a new snapshot",
+                    about(backlog)
+                ),
                 format!(
                     "CONFIG SET repl-backlog-size {}mb",
                     (source.input_rate * BACKLOG_SECONDS / MIB + 1).max(64).next_power_of_two()
@@ -187,7 +195,9 @@ fn as_destination(destination: &Server, policy: OnExistingKey, all: &mut Vec<Fin
     replication(destination, "after a cutover the source cannot be kept in step: no rollback", false, all);
     let under_way = destination.position.is_some();
     match (destination.keys(), policy) {
-        (_, _) if under_way => all.push(Finding::ok(side, "it holds the position of a migration, which can go on")),
+        (_, _) if under_way => {
+            all.push(Finding::ok(side, "it holds the position of a migration, which can go on"))
+        }
         (0, _) => all.push(Finding::ok(side, "it is empty")),
         (keys, OnExistingKey::Fail) => all.push(Finding::error(
             side,
@@ -241,14 +251,22 @@ fn together(source: &Server, destination: &Server, all: &mut Vec<Finding>) {
     if to.rdb_version < from.rdb_version || (from.flavour != to.flavour && to.compatible < from.compatible) {
         all.push(Finding::warn(
             side,
-            format!("it is older than the source: it reads RDB up to version {}, the source writes {}", to.rdb_version, from.rdb_version),
+            format!(
+                "it is older than the source: it reads RDB up to version {}, the source writes {}",
+                to.rdb_version, from.rdb_version
+            ),
             "keys that use a newer feature are written with commands, and refused if there is none",
         ));
     }
     if from.functions && !to.functions {
-        all.push(Finding::warn(side, "it knows no functions (7.0)", "make sure that no application uses FUNCTION"));
+        all.push(Finding::warn(
+            side,
+            "it knows no functions (7.0)",
+            "make sure that no application uses FUNCTION",
+        ));
     }
-    let missing: Vec<_> = source.modules.iter().filter(|name| !destination.modules.contains(name)).cloned().collect();
+    let missing: Vec<_> =
+        source.modules.iter().filter(|name| !destination.modules.contains(name)).cloned().collect();
     if !missing.is_empty() {
         all.push(Finding::warn(
             side,
@@ -290,7 +308,11 @@ fn machine(gateway: &Gateway, source: Option<&Server>, config: &Config, all: &mu
     }
     if let (Some(space), Some(source)) = (gateway.space, source) {
         // An RDB file is seldom larger than the memory it came from, and often much smaller; the journal comes on top.
-        let text = format!("state_dir {dir} has {} free, and the source uses {}", about(space), about(source.used_memory));
+        let text = format!(
+            "state_dir {dir} has {} free, and the source uses {}",
+            about(space),
+            about(source.used_memory)
+        );
         if space < source.used_memory / 4 {
             all.push(Finding::error(side, text, "name a state_dir on a larger disk"));
         } else if space < source.used_memory.saturating_mul(2) {
@@ -387,7 +409,9 @@ mod tests {
     /// The findings that are not ok, after a change of the facts.
     fn after(change: impl FnOnce(&mut Server, &mut Server, &mut Gateway)) -> Vec<(Level, Side, String)> {
         let mut facts = facts();
-        let Facts { source: Ok(source), destination: Some(Ok(destination)), gateway } = &mut facts else { panic!() };
+        let Facts { source: Ok(source), destination: Some(Ok(destination)), gateway } = &mut facts else {
+            panic!()
+        };
         change(source, destination, gateway);
         let all = assess(&facts, &config("fail"));
         all.into_iter()
@@ -425,14 +449,29 @@ mod tests {
         only(&after(|s, _, _| s.backlog = Some(MIB)), Warn, Source, "repl-backlog-size");
         only(&after(|s, _, _| s.buffer_limit = None), Warn, Source, "does not tell");
         only(&after(|s, _, _| s.capabilities.pause_write = false), Warn, Source, "CLIENT PAUSE");
-        only(&after(|_, d, _| d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 })), Error, Destination, "3 keys");
-        only(&after(|_, d, _| (d.maxmemory, d.policy) = (1 << 30, "allkeys-lru".into())), Warn, Destination, "allkeys-lru");
+        only(
+            &after(|_, d, _| d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 })),
+            Error,
+            Destination,
+            "3 keys",
+        );
+        only(
+            &after(|_, d, _| (d.maxmemory, d.policy) = (1 << 30, "allkeys-lru".into())),
+            Warn,
+            Destination,
+            "allkeys-lru",
+        );
         only(&after(|_, d, _| d.maxmemory = 50 * MIB), Error, Destination, "maxmemory is 50.0 MiB");
         only(&after(|_, d, _| d.maxmemory = 110 * MIB), Warn, Destination, "maxmemory is 110 MiB");
         only(&after(|_, d, _| d.machine_memory = MIB), Error, Destination, "the machine's memory");
         only(&after(|s, _, _| s.capabilities.rdb_version = 12), Warn, Destination, "older than the source");
         only(&after(|s, _, _| s.modules.push("search".into())), Warn, Destination, "search");
-        only(&after(|s, _, _| s.keyspace.push(Keyspace { db: 16, keys: 1, expires: 0 })), Error, Destination, "db 16");
+        only(
+            &after(|s, _, _| s.keyspace.push(Keyspace { db: 16, keys: 1, expires: 0 })),
+            Error,
+            Destination,
+            "db 16",
+        );
         only(&after(|s, d, _| (s.clock_ms, d.clock_ms) = (400, 100)), Warn, Destination, "300 ms behind");
         only(&after(|_, _, g| g.space = Some(MIB)), Error, Gateway, "1.0 MiB free");
         only(&after(|_, _, g| g.space = Some(150 * MIB)), Warn, Gateway, "150 MiB free");

@@ -122,7 +122,9 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         input_rate: text("instantaneous_input_kbps").parse::<f64>().map_or(0, |kb| (kb * 1024.0) as u64),
         keyspace,
         backlog: setting(&mut client, "repl-backlog-size").await?.and_then(|text| text.parse().ok()),
-        buffer_limit: setting(&mut client, "client-output-buffer-limit").await?.and_then(|text| buffer_limit(&text)),
+        buffer_limit: setting(&mut client, "client-output-buffer-limit")
+            .await?
+            .and_then(|text| buffer_limit(&text)),
         databases: setting(&mut client, "databases").await?.and_then(|text| text.parse().ok()),
         clock_ms,
         clock_error_ms,
@@ -215,7 +217,9 @@ const NEEDED_TO_WRITE: [&[&str]; 6] = [
 
 async fn denied(client: &mut Client, capabilities: &Capabilities, side: Side) -> Result<Vec<String>> {
     let mut denied = Vec::new();
-    let Some(user) = client.call(&["ACL", "WHOAMI"]).await?.as_str().map(str::to_owned) else { return Ok(denied) };
+    let Some(user) = client.call(&["ACL", "WHOAMI"]).await?.as_str().map(str::to_owned) else {
+        return Ok(denied);
+    };
     if !capabilities.at_least(7, 0) {
         return Ok(denied);
     }
@@ -227,7 +231,16 @@ async fn denied(client: &mut Client, capabilities: &Capabilities, side: Side) ->
             // Without the right to ask there is no answer; the handshake tells the rest.
             Value::Error(_) => return Ok(denied),
             reply if reply.is_ok() => {}
-            _ => denied.push(needed.iter().take(2).copied().filter(|word| word.bytes().all(|b| b.is_ascii_alphabetic())).collect::<Vec<_>>().join(" ").to_uppercase()),
+            _ => denied.push(
+                needed
+                    .iter()
+                    .take(2)
+                    .copied()
+                    .filter(|word| word.bytes().all(|b| b.is_ascii_alphabetic()))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+                    .to_uppercase(),
+            ),
         }
     }
     Ok(denied)
@@ -245,7 +258,10 @@ async fn handshake(endpoint: &Endpoint, config: &Config) -> Result<Option<String
 }
 
 fn gateway(config: &Config) -> Gateway {
-    let existing = config.state_dir.ancestors().map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
+    let existing = config
+        .state_dir
+        .ancestors()
+        .map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
     let existing = existing.into_iter().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let state_dir = match rustix::fs::access(existing, rustix::fs::Access::WRITE_OK) {
         Ok(()) if existing.is_dir() => None,
@@ -254,10 +270,8 @@ fn gateway(config: &Config) -> Gateway {
     };
     let space = rustix::fs::statvfs(existing).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
     let listens = [("listen.address", &config.listen.address), ("admin.address", &config.admin.address)];
-    let taken = listens
-        .into_iter()
-        .filter_map(|(key, address)| Some((key, bindable(address).err()?)))
-        .collect();
+    let taken =
+        listens.into_iter().filter_map(|(key, address)| Some((key, bindable(address).err()?))).collect();
     Gateway { space, state_dir, taken }
 }
 
@@ -274,7 +288,10 @@ mod tests {
     #[test]
     fn the_limit_of_replicas() {
         let limit = BufferLimit { hard: 268_435_456, soft: 67_108_864, soft_seconds: 60 };
-        assert_eq!(buffer_limit("normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60"), Some(limit));
+        assert_eq!(
+            buffer_limit("normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60"),
+            Some(limit)
+        );
         assert_eq!(buffer_limit("normal 0 0 0 replica 268435456 67108864 60"), Some(limit));
         assert_eq!(buffer_limit("normal 0 0 0"), None);
         assert_eq!(buffer_limit("slave 1 2"), None);

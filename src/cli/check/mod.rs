@@ -32,7 +32,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     let (errors, warnings) = (count(Level::Error), count(Level::Warn));
     if global.json {
-        output::json(&json!({"ok": errors == 0, "errors": errors, "warnings": warnings, "findings": findings}));
+        output::json(
+            &json!({"ok": errors == 0, "errors": errors, "warnings": warnings, "findings": findings}),
+        );
     } else {
         output::line(&output::findings(&findings));
         output::line(&match (errors, warnings) {
