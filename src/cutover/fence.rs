@@ -5,6 +5,8 @@
 //! makes the server refuse writes with NOREPLICAS. Its former value is in the durable record before it is changed, so
 //! that a crash does not leave the server closed.
 
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::error::Result;
@@ -97,20 +99,32 @@ pub(super) async fn close_held_writers(client: &mut Client) -> Result<usize> {
     Ok(held.len())
 }
 
-/// Connections, other than the gateway's, whose last command was a write not long ago.
-pub(super) async fn foreign_writers(client: &mut Client) -> Result<Vec<String>> {
-    let list = client.call(&["CLIENT", "LIST"]).await?;
-    Ok(list.as_str().unwrap_or_default().lines().filter(|line| !ours(line)).filter_map(foreign_writer).take(5).collect())
+/// Connections, other than the gateway's, whose last command was a write not long ago. `own` are our addresses.
+pub(super) async fn foreign_writers(client: &mut Client, own: &HashSet<SocketAddr>) -> Result<Vec<String>> {
+    let id = client.command(&["CLIENT", "ID"]).await?.as_i64().unwrap_or(-1).to_string();
+    let list = client.command(&["CLIENT", "LIST"]).await?;
+    let text = list.as_str().unwrap_or_default();
+    let is_own = |line: &str| address(line).is_some_and(|address| own.contains(&address));
+    // When even the connection that asks is not recognised, something between us and the server changes addresses.
+    if !text.lines().any(|line| field(line, "id") == Some(&id) && is_own(line)) {
+        return Ok(Vec::new());
+    }
+    Ok(text.lines().filter(|line| !ours(line) && !is_own(line)).filter_map(foreign_writer).take(5).collect())
 }
 
 /// Writers who were silent for longer do not count.
 const RECENT: u64 = 60;
 
 fn foreign_writer(line: &str) -> Option<String> {
+    let addr = address(line)?;
     let command = field(line, "cmd")?.split('|').next()?;
     let idle: u64 = field(line, "idle")?.parse().ok()?;
     let writes = crate::command::lookup(command.as_bytes()).is_some_and(|spec| spec.kind == crate::command::Kind::Write);
-    (writes && idle <= RECENT).then(|| format!("{} ({command})", field(line, "addr").unwrap_or("?")))
+    (writes && idle <= RECENT).then(|| format!("{addr} ({command})"))
+}
+
+fn address(line: &str) -> Option<SocketAddr> {
+    field(line, "addr")?.parse().ok()
 }
 
 fn ours(line: &str) -> bool {
@@ -133,6 +147,9 @@ mod tests {
         assert_eq!(field(line, "flags"), Some("xb"));
         assert!(ours(line));
         assert!(!ours("id=7 name= cmd=set"));
+        assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=2 flags=N db=0 cmd=set").as_deref(), Some("10.0.0.1:77 (set)"));
+        assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=2 flags=N db=0 cmd=get"), None);
+        assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=200 flags=N db=0 cmd=set"), None);
     }
 
     #[test]

@@ -20,10 +20,14 @@
 //! ([`switch::Parts`]); [`live`] does them for real; the tests run the same steps over a simulated world with seeds.
 
 pub mod failpoint;
-// mod fence;
-// pub mod live;
+mod fence;
+pub mod live;
+mod own;
 pub mod switch;
 pub mod verdict;
+
+#[cfg(test)]
+mod simulation;
 
 use serde::Serialize;
 

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::status::{Status, SwitchEntry, SwitchRequest};
 use crate::cutover::Plan;
 use crate::error::{Error, Result, Side};
+use crate::verify;
 
 /// What came of a request to switch. As JSON: the entry, or the plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -39,7 +40,7 @@ pub(super) enum Ask {
     Abort(Answer<()>),
     Cutover(SwitchRequest, Answer<SwitchReply>),
     Rollback(SwitchRequest, Answer<SwitchReply>),
-    Verify(VerifyRequest, Answer<serde_json::Value>),
+    Verify(VerifyRequest, Answer<verify::Report>),
 }
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T>>;
@@ -96,7 +97,7 @@ impl Handle {
     ///
     /// # Errors
     /// When a server cannot be read.
-    pub async fn verify(&self, request: VerifyRequest) -> Result<serde_json::Value> {
+    pub async fn verify(&self, request: VerifyRequest) -> Result<verify::Report> {
         self.ask(|answer| Ask::Verify(request, answer)).await
     }
 

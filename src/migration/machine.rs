@@ -202,6 +202,9 @@ impl Machine {
                 if !self.mirrors() {
                     return Ok(Vec::new());
                 }
+                if self.seen == Seen::Failed {
+                    return self.rest();
+                }
                 let mut outputs = vec![Output::DropMirror, Output::SpawnMirror(Begin::Resume)];
                 if self.paused {
                     outputs.push(Output::PauseMirror);

@@ -224,6 +224,13 @@ impl Record {
     }
 }
 
+/// Unix time in milliseconds.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn encode(record: &Record) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(record)
         .map_err(|e| Error::new(Side::Gateway, "the record cannot be written").because(e))
