@@ -280,6 +280,8 @@ fn number_line(
 /// Splits an inline command as Redis does (`sdssplitargs`): blanks separate, double quotes know
 /// `\xHH \n \r \t \b \a \\ \"`, single quotes know `\'`. `None` when quotes do not balance.
 pub fn split_inline(line: &[u8]) -> Option<Vec<Vec<u8>>> {
+    // to `sdssplitargs` the line is a C string
+    let line = &line[..memchr::memchr(0, line).unwrap_or(line.len())];
     let mut words = Vec::new();
     let mut at = 0;
     loop {
@@ -343,7 +345,7 @@ pub fn split_inline(line: &[u8]) -> Option<Vec<Vec<u8>>> {
                 }
             } else {
                 match byte {
-                    b' ' | b'\n' | b'\r' | b'\t' | 0 => break,
+                    b' ' | b'\n' | b'\r' | b'\t' => break,
                     b'"' => double = true,
                     b'\'' => single = true,
                     other => word.push(other),
@@ -356,7 +358,7 @@ pub fn split_inline(line: &[u8]) -> Option<Vec<Vec<u8>>> {
 }
 
 fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c | 0)
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
 }
 
 fn hex(byte: u8) -> Option<u8> {

@@ -10,4 +10,9 @@ mod support;
 
 mod checker;
 mod datapath;
+mod h01_protocol;
+mod h03_transactions;
+mod h04_blocking;
+mod h05_pubsub;
+mod h09_source_away;
 mod tools;

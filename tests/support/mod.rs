@@ -247,3 +247,56 @@ pub async fn operations(workload: &Workload, more: u64) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// A server and the gateway in front of it, without a migration: for tests of the data path.
+pub struct Front {
+    pub server: Server,
+    pub proxy: Option<proxy::Proxy>,
+    gateway: crossfade::proxy::Proxy,
+    _dir: tempfile::TempDir,
+}
+
+impl Front {
+    pub async fn new() -> Self {
+        Self::build(&[], false).await
+    }
+
+    /// The server keeps an append-only file that survives `kill -9`.
+    pub async fn durable() -> Self {
+        Self::build(&["--appendonly", "yes", "--appendfsync", "always"], false).await
+    }
+
+    /// The fault proxy stands between the gateway and the server.
+    pub async fn behind_proxy() -> Self {
+        Self::build(&[], true).await
+    }
+
+    async fn build(args: &[&str], faults: bool) -> Self {
+        use crossfade::Side;
+        use crossfade::proxy::{Active, ListenOptions, Proxy, ProxyOptions};
+        use crossfade::server::Endpoint;
+        let dir = tempfile::tempdir().unwrap();
+        let server = start_server("", dir.path(), args).await;
+        let mut url = server.url();
+        let mut proxy = None;
+        if faults {
+            let between = proxy::Proxy::start(server.address()).await;
+            url = format!("redis://{}", between.address());
+            proxy = Some(between);
+        }
+        let gateway = Proxy::start(ProxyOptions {
+            listen: ListenOptions { address: "127.0.0.1:0".into(), workers: 2, ..ListenOptions::default() },
+            source: Endpoint::parse(Side::Source, &url).unwrap(),
+            destination: None,
+            active: Active::Source,
+            reconnect_wait: Duration::from_secs(10),
+        })
+        .unwrap();
+        Self { server, proxy, gateway, _dir: dir }
+    }
+
+    /// `host:port` of the gateway.
+    pub fn address(&self) -> String {
+        self.gateway.local_addr().to_string()
+    }
+}

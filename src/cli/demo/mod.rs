@@ -22,9 +22,12 @@ use serde_json::Value as Json;
 
 use self::fill::Filled;
 use self::gateway::{Gateway, GatewayOptions};
-use self::report::{Compared, Report, Story};
+use self::report::{Report, Story};
 use self::servers::{Server, server_binary};
 use self::workload::{Plan, Workload};
+use crate::Side;
+use crate::server::Endpoint;
+use crate::verify::{self, VerifyOptions};
 
 /// Arguments of `crossfade demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -110,7 +113,7 @@ async fn demonstrate(args: &Args, json: bool) -> Result<ExitCode> {
     let verdict = history.judge(&active.address()).await.context("reading what the clients wrote")?;
     let compared = compare(&stage).await?;
     report.switches = stage.gateway.status().await?["switches"].as_array().cloned().unwrap_or_default();
-    report.finish(&verdict, compared, began.elapsed());
+    report.finish(&verdict, &compared, began.elapsed());
     story.verdict(&report);
     if json {
         println!("{}", report.json());
@@ -225,7 +228,10 @@ async fn settle(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Both servers, key by key: how many were compared, and what differs.
-async fn compare(_stage: &Stage) -> Result<Compared> {
-    bail!("verify::compare is not there yet")
+/// Both servers, key by key. The source is the passive side at the end: its expiries are padded.
+async fn compare(stage: &Stage) -> Result<verify::Report> {
+    let active = Endpoint::parse(Side::Destination, &stage.destination.url())?;
+    let passive = Endpoint::parse(Side::Source, &stage.source.url())?;
+    let options = VerifyOptions { padded: true, ..VerifyOptions::default() };
+    Ok(verify::compare(&active, &passive, options).await?)
 }

@@ -9,6 +9,7 @@ use super::Stage;
 use super::gateway::Gateway;
 use super::servers::Server;
 use super::workload::Verdict;
+use crate::verify;
 
 /// The steps of a switch, in their order, with the words for a person.
 const STEPS: [(&str, &str); 7] = [
@@ -20,15 +21,6 @@ const STEPS: [(&str, &str); 7] = [
     ("commit", "commit"),
     ("open_gate", "open gate"),
 ];
-
-/// What the comparison of both servers found.
-#[derive(Debug)]
-pub(super) struct Compared {
-    pub(super) keys: u64,
-    pub(super) differences: u64,
-    /// The first differences, in words.
-    pub(super) first: Vec<String>,
-}
 
 /// The figures.
 #[derive(Debug, Default)]
@@ -56,16 +48,22 @@ impl Report {
 
     /// Adds what the clients and the comparison found. Replies that cannot be right and steps out of order count as
     /// errors.
-    pub(super) fn finish(&mut self, verdict: &Verdict, compared: Compared, took: Duration) {
+    pub(super) fn finish(&mut self, verdict: &Verdict, compared: &verify::Report, took: Duration) {
         self.operations = verdict.operations;
         self.errors = verdict.errors + verdict.wrong + verdict.reordered;
         self.lost = verdict.lost;
         self.duplicated = verdict.duplicated;
         self.waits = [verdict.p50_ms, verdict.p99_ms, verdict.worst_ms];
-        self.compared = compared.keys;
-        self.differences = compared.differences;
+        self.compared = compared.compared;
+        self.differences = compared.difference_count;
         self.faults = verdict.findings.iter().take(10).map(ToString::to_string).collect();
-        self.faults.extend(compared.first.iter().take(10).map(|difference| format!("Differs: {difference}")));
+        self.faults.extend(
+            compared
+                .differences
+                .iter()
+                .take(10)
+                .map(|d| format!("Differs: db {}, key {}: {}", d.db, d.key, d.what)),
+        );
         self.seconds = took.as_secs_f64();
     }
 
