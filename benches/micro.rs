@@ -1,4 +1,4 @@
-//! The inner loops: frame boundaries and the command table.
+//! The inner loops: frame boundaries, the command table, boundaries and payloads of an RDB file.
 //!
 //! `cargo bench --bench micro`
 
@@ -6,6 +6,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crossfade::command;
+use crossfade::rdb::{self, Item, ReadOptions, Reader};
 use crossfade::resp::scan::{CommandScanner, Limits, ReplyScanner};
 use crossfade::resp::value;
 use crossfade::resp::write;
@@ -87,5 +88,65 @@ fn table(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, scanner, table);
+/// A file of `keys` strings of 100 bytes, or of hashes of ten fields, as Redis writes them.
+fn rdb_file(keys: u32, hashes: bool) -> Vec<u8> {
+    let mut file = b"REDIS0010\xfe\x00".to_vec();
+    for i in 0..keys {
+        let key = format!("key:{i:012}");
+        file.push(if hashes { 4 } else { 0 });
+        file.push(key.len() as u8);
+        file.extend_from_slice(key.as_bytes());
+        if hashes {
+            file.push(10);
+            for field in 0..10 {
+                file.extend_from_slice(format!("\x06field{field}\x0avalue{field:05}").as_bytes());
+            }
+        } else {
+            file.extend_from_slice(b"\x40\x64");
+            file.extend_from_slice(&[b'v'; 100]);
+        }
+    }
+    file.push(255);
+    let sum = rdb::checksum(&file);
+    file.extend_from_slice(&sum.to_le_bytes());
+    file
+}
+
+fn snapshot(c: &mut Criterion) {
+    let mut group = c.benchmark_group("rdb");
+    for (name, hashes) in [("strings_100", false), ("hashes_10", true)] {
+        let keys = 10_000;
+        let file = rdb_file(keys, hashes);
+        group.throughput(Throughput::Bytes(file.len() as u64));
+        group.bench_function(format!("read_{name}"), |b| {
+            b.iter(|| {
+                let mut reader = Reader::new(black_box(&file[..]), ReadOptions::default());
+                let mut seen = 0;
+                while let Ok(Some(item)) = reader.next() {
+                    seen += u32::from(matches!(item, Item::Entry(_)));
+                }
+                assert_eq!(seen, keys);
+            });
+        });
+        group.bench_function(format!("dump_{name}"), |b| {
+            let mut payload = Vec::new();
+            b.iter(|| {
+                let mut reader = Reader::new(black_box(&file[..]), ReadOptions::default());
+                while let Ok(Some(item)) = reader.next() {
+                    if let Item::Entry(entry) = item {
+                        payload.clear();
+                        entry.value.dump_payload(&mut payload);
+                    }
+                }
+                payload.len()
+            });
+        });
+    }
+    let block = vec![7; 1 << 20];
+    group.throughput(Throughput::Bytes(block.len() as u64));
+    group.bench_function("checksum", |b| b.iter(|| rdb::checksum(black_box(&block))));
+    group.finish();
+}
+
+criterion_group!(benches, scanner, table, snapshot);
 criterion_main!(benches);

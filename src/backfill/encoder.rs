@@ -321,8 +321,10 @@ impl<'a> Encoder<'a> {
         self.part = Part::Begin(self.plan.keep.then(|| key.to_vec()));
         self.command(&[b"DEL", key]);
         let written = write(&mut |args| {
+            // Before the command, not behind it: the last batch, which counts the key, is never empty.
+            self.hand_over_if_full(out)?;
             self.command(args);
-            self.hand_over_if_full(out)
+            Ok(())
         });
         if written.is_ok() {
             if let Some(at) = expiry {

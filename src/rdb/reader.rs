@@ -331,10 +331,11 @@ impl<R: Read> Reader<R> {
             }
             version = version * 10 + u32::from(digit - b'0');
         }
+        // Before 5 there is no checksum; no server that old can be replicated from.
         // A version above the newest one known may still hold only what is known: each type and opcode is checked.
         // Redis files of 80 and more do not exist.
         let known = match flavour {
-            Flavour::Redis => (1..80).contains(&version),
+            Flavour::Redis => (5..80).contains(&version),
             Flavour::Valkey => (80..1000).contains(&version),
         };
         if known { Ok(Header { flavour, version }) } else { Err(What::Version(version)) }
@@ -490,10 +491,6 @@ impl<R: Read> Reader<R> {
     }
 
     fn check_sum(&mut self) -> Result<(), What> {
-        // Versions below 5 have none.
-        if self.header.is_some_and(|header| header.version < 5) {
-            return Ok(());
-        }
         let computed = self.window.sum();
         let stored = self.window.u64_le()?;
         // 0: the server was told not to compute it (rdbchecksum no, or a diskless transfer).
