@@ -1,3 +1,5 @@
 //! The `crossfade` binary: arguments in, exit status out.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    crossfade::cli::main()
+}

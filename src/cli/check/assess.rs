@@ -1,0 +1,528 @@
+//! What the facts mean for a migration: a list of findings, each with its side and its remedy.
+
+use super::facts::{BufferLimit, Facts, Gateway, Server};
+use crate::Side;
+use crate::config::units::{about, show_duration};
+use crate::config::{Config, OnExistingKey};
+use crate::migration::status::Finding;
+
+const MIB: u64 = 1 << 20;
+
+/// How fast a snapshot travels, at worst, in a network that deserves the name: half a gigabit.
+const SNAPSHOT_BYTES_PER_SECOND: u64 = 60 * MIB;
+
+/// A lost link should be bridged by the backlog for at least so long.
+const BACKLOG_SECONDS: u64 = 60;
+
+pub(super) fn assess(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let mut all = Vec::new();
+    match &facts.source {
+        Ok(source) => {
+            reached(source, &mut all);
+            as_source(source, &mut all);
+        }
+        Err(error) => all.push(away(Side::Source, error)),
+    }
+    match &facts.destination {
+        Some(Ok(destination)) => {
+            reached(destination, &mut all);
+            as_destination(destination, config.snapshot.on_existing_key, &mut all);
+        }
+        Some(Err(error)) => all.push(away(Side::Destination, error)),
+        None => all.push(Finding::warn(
+            Side::Gateway,
+            "no destination is configured: the gateway only forwards",
+            "give --destination redis://HOST:PORT to migrate",
+        )),
+    }
+    if let (Ok(source), Some(Ok(destination))) = (&facts.source, &facts.destination) {
+        together(source, destination, &mut all);
+    }
+    machine(&facts.gateway, facts.source.as_ref().ok(), config, &mut all);
+    all
+}
+
+fn away(side: Side, error: &crate::Error) -> Finding {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let remedy =
+        error.remedy.clone().unwrap_or_else(|| "check the address, the network and that it runs".into());
+    Finding::error(side, format!("{}{cause}", error.message), remedy)
+}
+
+fn reached(server: &Server, all: &mut Vec<Finding>) {
+    let (side, can) = (server.side, &server.capabilities);
+    let (major, minor, patch) = can.version;
+    all.push(Finding::ok(
+        side,
+        format!(
+            "{} {major}.{minor}.{patch} at {}, {} keys, {} in use",
+            can.flavour,
+            server.address,
+            server.keys(),
+            about(server.used_memory)
+        ),
+    ));
+    if can.cluster {
+        all.push(Finding::error(
+            side,
+            "it runs in cluster mode, which is not in this version",
+            "only standalone servers can be migrated so far",
+        ));
+    }
+    if server.loading {
+        all.push(Finding::warn(side, "it is still loading its data", "wait until it has, then check again"));
+    }
+    if !server.denied.is_empty() {
+        all.push(Finding::error(
+            side,
+            format!("the gateway's user may not use {}", server.denied.join(", ")),
+            "allow them: ACL SETUSER <user> on ~* &* +@all, or name a user that may (user, password)",
+        ));
+    }
+    if server.clock_ms.abs() > 500 + server.clock_error_ms {
+        all.push(Finding::warn(
+            side,
+            format!("its clock is {} ms {} the gateway's", server.clock_ms.abs(), ahead(server.clock_ms)),
+            "run NTP on both machines: keys that expire would do so at the wrong time",
+        ));
+    }
+}
+
+fn ahead(difference: i64) -> &'static str {
+    if difference > 0 { "ahead of" } else { "behind" }
+}
+
+/// Being followed by a mirror.
+fn replication(server: &Server, consequence: &str, level_error: bool, all: &mut Vec<Finding>) {
+    let refused = match (&server.replication_refused, server.capabilities.psync) {
+        (Some(text), _) => Some(format!("it refuses a replica's handshake: {text}")),
+        (None, false) => Some("it does not know PSYNC, as many managed servers".to_owned()),
+        (None, true) => None,
+    };
+    match refused {
+        None => all.push(Finding::ok(server.side, "it lets the gateway attach as a replica")),
+        Some(what) if level_error => {
+            all.push(Finding::error(
+                server.side,
+                what,
+                format!("{consequence}; use a server that allows replication"),
+            ));
+        }
+        Some(what) => all.push(Finding::warn(server.side, what, consequence.to_owned())),
+    }
+}
+
+fn as_source(source: &Server, all: &mut Vec<Finding>) {
+    let side = Side::Source;
+    replication(source, "the gateway cannot follow it", true, all);
+    if source.role != "master" {
+        all.push(Finding::warn(
+            side,
+            "it is a replica: applications cannot write to it",
+            "name the primary as the source",
+        ));
+    }
+    match source.buffer_limit {
+        Some(limit) if cuts_off(limit, source) => all.push(Finding::warn(
+            side,
+            format!(
+                "client-output-buffer-limit replica ({} hard, {} for {} s) may cut the gateway off while the snapshot \
+                 of {} is sent and {}/s are written",
+                about(limit.hard),
+                about(limit.soft),
+                limit.soft_seconds,
+                about(source.used_memory),
+                about(source.input_rate)
+            ),
+            "raise it for the migration: CONFIG SET client-output-buffer-limit \"replica 0 0 0\"",
+        )),
+        Some(_) => all.push(Finding::ok(side, "client-output-buffer-limit replica is wide enough")),
+        None => all.push(Finding::warn(
+            side,
+            "it does not tell its client-output-buffer-limit",
+            "make sure that the limit for replicas is above what is written while the snapshot is sent",
+        )),
+    }
+    match source.backlog {
+        Some(backlog) if backlog < 16 * MIB || backlog < source.input_rate * BACKLOG_SECONDS => {
+            let covers = match source.input_rate {
+                0..1024 => String::new(),
+                rate => format!(", {} s at the present rate", backlog / rate),
+            };
+            all.push(Finding::warn(
+                side,
+                format!(
+                    "repl-backlog-size is small ({}{covers}): a longer cut means a new snapshot",
+                    about(backlog)
+                ),
+                format!(
+                    "CONFIG SET repl-backlog-size {}mb",
+                    (source.input_rate * BACKLOG_SECONDS / MIB + 1).max(64).next_power_of_two()
+                ),
+            ));
+        }
+        Some(backlog) => all.push(Finding::ok(side, format!("repl-backlog-size is {}", about(backlog)))),
+        None => {}
+    }
+    if !source.capabilities.pause_write {
+        all.push(Finding::warn(
+            side,
+            "it has no CLIENT PAUSE … WRITE (6.2): writers that bypass the gateway are held less gently at a switch",
+            "let every application connect to the gateway before the cutover",
+        ));
+    }
+}
+
+/// Whether the source would drop a replica that reads a whole snapshot while writes pile up behind it.
+fn cuts_off(limit: BufferLimit, source: &Server) -> bool {
+    let seconds = source.used_memory / SNAPSHOT_BYTES_PER_SECOND + 1;
+    // The stream is a little larger than what clients send: SELECT, MULTI, absolute expiries.
+    let piled_up = source.input_rate.saturating_mul(seconds).saturating_mul(5) / 4;
+    let hard = limit.hard > 0 && (limit.hard < 32 * MIB || piled_up > limit.hard);
+    let soft = limit.soft > 0 && seconds > limit.soft_seconds && piled_up > limit.soft;
+    hard || soft
+}
+
+fn as_destination(destination: &Server, policy: OnExistingKey, all: &mut Vec<Finding>) {
+    let side = Side::Destination;
+    if destination.role != "master" {
+        all.push(Finding::error(
+            side,
+            "it is a replica and follows another server",
+            "make it a primary: REPLICAOF NO ONE, or name another destination",
+        ));
+    }
+    replication(destination, "after a cutover the source cannot be kept in step: no rollback", false, all);
+    let under_way = destination.position.is_some();
+    match (destination.keys(), policy) {
+        (_, _) if under_way => {
+            all.push(Finding::ok(side, "it holds the position of a migration, which can go on"))
+        }
+        (0, _) => all.push(Finding::ok(side, "it is empty")),
+        (keys, OnExistingKey::Fail) => all.push(Finding::error(
+            side,
+            format!("it is not empty: {keys} keys"),
+            "empty it, or choose snapshot.on_existing_key = \"keep\" or \"replace\"",
+        )),
+        (keys, policy) => {
+            let fate = if policy == OnExistingKey::Keep { "stay as they are" } else { "are replaced" };
+            all.push(Finding::warn(
+                side,
+                format!("it is not empty: of its {keys} keys, those that the source has too {fate}"),
+                "make sure that this is meant",
+            ));
+        }
+    }
+    if let Some(holder) = &destination.holder {
+        all.push(Finding::warn(
+            side,
+            format!("another gateway works here: {holder}"),
+            "stop that one first; a second one is refused",
+        ));
+    }
+    if destination.maxmemory > 0 && destination.policy != "noeviction" {
+        all.push(Finding::warn(
+            side,
+            format!(
+                "maxmemory-policy {} at {}: it may drop keys on its own",
+                destination.policy,
+                about(destination.maxmemory)
+            ),
+            "CONFIG SET maxmemory-policy noeviction until the migration is finished",
+        ));
+    } else {
+        all.push(Finding::ok(side, "it evicts nothing"));
+    }
+}
+
+fn together(source: &Server, destination: &Server, all: &mut Vec<Finding>) {
+    let side = Side::Destination;
+    let needed = source.used_memory;
+    let room = [("maxmemory", destination.maxmemory), ("the machine's memory", destination.machine_memory)];
+    for (name, limit) in room.into_iter().filter(|(_, limit)| *limit > 0) {
+        let text = format!("{name} is {}, and the source uses {}", about(limit), about(needed));
+        if limit < needed {
+            all.push(Finding::error(side, text, "give it more memory"));
+        } else if limit < needed + needed / 5 {
+            all.push(Finding::warn(side, text, "leave at least a fifth more than the source uses"));
+        }
+    }
+    let (from, to) = (&source.capabilities, &destination.capabilities);
+    if to.rdb_version < from.rdb_version || (from.flavour != to.flavour && to.compatible < from.compatible) {
+        all.push(Finding::warn(
+            side,
+            format!(
+                "it is older than the source: it reads RDB up to version {}, the source writes {}",
+                to.rdb_version, from.rdb_version
+            ),
+            "keys that use a newer feature are written with commands, and refused if there is none",
+        ));
+    }
+    if from.functions && !to.functions {
+        all.push(Finding::warn(
+            side,
+            "it knows no functions (7.0)",
+            "make sure that no application uses FUNCTION",
+        ));
+    }
+    let missing: Vec<_> =
+        source.modules.iter().filter(|name| !destination.modules.contains(name)).cloned().collect();
+    if !missing.is_empty() {
+        all.push(Finding::warn(
+            side,
+            format!("it lacks modules that the source has: {}", missing.join(", ")),
+            "load them, or make sure that no key uses their types",
+        ));
+    }
+    if let (Some(databases), Some(highest)) = (destination.databases, source.keyspace.last())
+        && u64::from(highest.db) >= databases
+    {
+        all.push(Finding::error(
+            side,
+            format!("it has {databases} databases, and the source has keys in db {}", highest.db),
+            format!("set `databases {}` in its configuration and restart it", highest.db + 1),
+        ));
+    }
+    let apart = source.clock_ms - destination.clock_ms;
+    let tolerance = 200 + source.clock_error_ms + destination.clock_error_ms;
+    if apart.abs() > tolerance {
+        all.push(Finding::warn(
+            side,
+            format!("its clock is {} ms {} the source's", apart.abs(), ahead(-apart)),
+            "run NTP on both machines: after the cutover keys expire by the destination's clock",
+        ));
+    } else {
+        all.push(Finding::ok(side, format!("both clocks agree within {tolerance} ms")));
+    }
+}
+
+fn machine(gateway: &Gateway, source: Option<&Server>, config: &Config, all: &mut Vec<Finding>) {
+    let side = Side::Gateway;
+    let dir = config.state_dir.display();
+    if let Some(reason) = &gateway.state_dir {
+        all.push(Finding::error(
+            side,
+            format!("state_dir {dir} cannot be written: {reason}"),
+            "name a directory that the gateway's user may write, with --state-dir or state_dir",
+        ));
+    }
+    if let (Some(space), Some(source)) = (gateway.space, source) {
+        // An RDB file is seldom larger than the memory it came from, and often much smaller; the journal comes on top.
+        let text = format!(
+            "state_dir {dir} has {} free, and the source uses {}",
+            about(space),
+            about(source.used_memory)
+        );
+        if space < source.used_memory / 4 {
+            all.push(Finding::error(side, text, "name a state_dir on a larger disk"));
+        } else if space < source.used_memory.saturating_mul(2) {
+            all.push(Finding::warn(
+                side,
+                text,
+                "leave twice the source's memory free: the snapshot and what is written meanwhile are kept there",
+            ));
+        } else {
+            all.push(Finding::ok(side, text));
+        }
+    }
+    for (key, reason) in &gateway.taken {
+        all.push(Finding::warn(
+            side,
+            format!("{key}: {reason}"),
+            "if that is not this gateway, already running: choose another port",
+        ));
+    }
+    if config.retry.connection.as_secs() < 60 {
+        all.push(Finding::warn(
+            side,
+            format!("retry.connection is only {}", show_duration(config.retry.connection)),
+            "a server that restarts takes longer",
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::status::Level;
+    use crate::server::{Capabilities, Flavour, Keyspace};
+
+    fn server(side: Side) -> Server {
+        Server {
+            side,
+            address: "a:1".into(),
+            capabilities: Capabilities {
+                flavour: Flavour::Redis,
+                version: (7, 0, 15),
+                compatible: (7, 0, 15),
+                rdb_version: 10,
+                cluster: false,
+                psync: true,
+                pause_write: true,
+                rdb_filter: true,
+                pexpiretime: true,
+                functions: true,
+                client_unblock: true,
+                restore_absttl: true,
+                restore: true,
+                unlink: true,
+            },
+            role: "master".into(),
+            loading: false,
+            used_memory: 100 * MIB,
+            maxmemory: 0,
+            policy: "noeviction".into(),
+            machine_memory: 1024 * MIB,
+            keyspace: Vec::new(),
+            input_rate: 0,
+            backlog: Some(64 * MIB),
+            buffer_limit: Some(BufferLimit { hard: 256 * MIB, soft: 64 * MIB, soft_seconds: 60 }),
+            databases: Some(16),
+            clock_ms: 0,
+            clock_error_ms: 1,
+            modules: Vec::new(),
+            denied: Vec::new(),
+            replication_refused: None,
+            position: None,
+            holder: None,
+        }
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            source: Ok(server(Side::Source)),
+            destination: Some(Ok(server(Side::Destination))),
+            gateway: Gateway { space: Some(10 << 30), ..Gateway::default() },
+        }
+    }
+
+    fn config(policy: &str) -> Config {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "source.url='redis://a:1'\ndestination.url='redis://b:1'\nsnapshot.on_existing_key='{policy}'\nlisten.address='127.0.0.1:0'"
+        );
+        std::fs::write(path.path(), text).unwrap();
+        let sources = crate::config::Sources { file: Some(path.path().into()), ..Default::default() };
+        crate::config::load(&sources).unwrap()
+    }
+
+    /// The findings that are not ok, after a change of the facts.
+    fn after(change: impl FnOnce(&mut Server, &mut Server, &mut Gateway)) -> Vec<(Level, Side, String)> {
+        let mut facts = facts();
+        let Facts { source: Ok(source), destination: Some(Ok(destination)), gateway } = &mut facts else {
+            panic!()
+        };
+        change(source, destination, gateway);
+        let all = assess(&facts, &config("fail"));
+        all.into_iter()
+            .filter(|finding| finding.level != Level::Ok)
+            .map(|finding| {
+                assert!(finding.remedy.is_some(), "{finding:?} has no remedy");
+                (finding.level, finding.side, finding.what)
+            })
+            .collect()
+    }
+
+    fn only(found: &[(Level, Side, String)], level: Level, side: Side, part: &str) {
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].0, found[0].1), (level, side));
+        assert!(found[0].2.contains(part), "{found:?}");
+    }
+
+    #[test]
+    fn nothing_to_complain_about() {
+        assert_eq!(after(|_, _, _| {}), []);
+    }
+
+    #[test]
+    fn each_fact_has_its_finding() {
+        use Level::{Error, Warn};
+        use Side::{Destination, Gateway, Source};
+        only(&after(|s, _, _| s.capabilities.psync = false), Error, Source, "PSYNC");
+        only(&after(|s, _, _| s.replication_refused = Some("NOPERM".into())), Error, Source, "NOPERM");
+        only(&after(|_, d, _| d.capabilities.psync = false), Warn, Destination, "PSYNC");
+        only(&after(|s, _, _| s.capabilities.cluster = true), Error, Source, "cluster");
+        only(&after(|s, _, _| s.role = "slave".into()), Warn, Source, "replica");
+        only(&after(|_, d, _| d.role = "slave".into()), Error, Destination, "follows another");
+        only(&after(|s, _, _| s.loading = true), Warn, Source, "loading");
+        only(&after(|s, _, _| s.denied.push("PSYNC".into())), Error, Source, "may not use PSYNC");
+        only(&after(|s, _, _| s.backlog = Some(MIB)), Warn, Source, "repl-backlog-size");
+        only(&after(|s, _, _| s.buffer_limit = None), Warn, Source, "does not tell");
+        only(&after(|s, _, _| s.capabilities.pause_write = false), Warn, Source, "CLIENT PAUSE");
+        only(
+            &after(|_, d, _| d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 })),
+            Error,
+            Destination,
+            "3 keys",
+        );
+        only(
+            &after(|_, d, _| (d.maxmemory, d.policy) = (1 << 30, "allkeys-lru".into())),
+            Warn,
+            Destination,
+            "allkeys-lru",
+        );
+        only(&after(|_, d, _| d.maxmemory = 50 * MIB), Error, Destination, "maxmemory is 50.0 MiB");
+        only(&after(|_, d, _| d.maxmemory = 110 * MIB), Warn, Destination, "maxmemory is 110 MiB");
+        only(&after(|_, d, _| d.machine_memory = MIB), Error, Destination, "the machine's memory");
+        only(&after(|s, _, _| s.capabilities.rdb_version = 12), Warn, Destination, "older than the source");
+        only(&after(|s, _, _| s.modules.push("search".into())), Warn, Destination, "search");
+        only(
+            &after(|s, _, _| s.keyspace.push(Keyspace { db: 16, keys: 1, expires: 0 })),
+            Error,
+            Destination,
+            "db 16",
+        );
+        only(&after(|s, d, _| (s.clock_ms, d.clock_ms) = (400, 100)), Warn, Destination, "300 ms behind");
+        only(&after(|_, _, g| g.space = Some(MIB)), Error, Gateway, "1.0 MiB free");
+        only(&after(|_, _, g| g.space = Some(150 * MIB)), Warn, Gateway, "150 MiB free");
+        only(&after(|_, _, g| g.state_dir = Some("denied".into())), Error, Gateway, "cannot be written");
+        only(&after(|_, _, g| g.taken.push(("listen.address", "in use".into()))), Warn, Gateway, "in use");
+        only(&after(|_, d, _| d.holder = Some("x".into())), Warn, Destination, "another gateway");
+    }
+
+    #[test]
+    fn a_buffer_limit_that_cuts_off() {
+        let mut busy = server(Side::Source);
+        let limit = BufferLimit { hard: 256 * MIB, soft: 64 * MIB, soft_seconds: 60 };
+        assert!(!cuts_off(limit, &busy));
+        (busy.used_memory, busy.input_rate) = (20 << 30, 10 * MIB);
+        assert!(cuts_off(limit, &busy));
+        assert!(!cuts_off(BufferLimit { hard: 0, soft: 0, soft_seconds: 0 }, &busy));
+        assert!(cuts_off(BufferLimit { hard: MIB, soft: 0, soft_seconds: 0 }, &server(Side::Source)));
+    }
+
+    #[test]
+    fn a_migration_under_way_is_no_foreign_data() {
+        let found = after(|_, d, _| {
+            d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 });
+            d.position = Some("…".into());
+        });
+        assert_eq!(found, []);
+    }
+
+    #[test]
+    fn existing_keys_by_policy() {
+        let mut facts = facts();
+        if let Some(Ok(destination)) = &mut facts.destination {
+            destination.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 });
+        }
+        for (policy, part) in [("keep", "stay as they are"), ("replace", "are replaced")] {
+            let all = assess(&facts, &config(policy));
+            let found = all.iter().find(|finding| finding.what.contains("not empty")).unwrap();
+            assert!(found.level == Level::Warn && found.what.contains(part), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn servers_that_are_away() {
+        let facts = Facts {
+            source: Err(crate::Error::passing(Side::Source, "cannot connect to a:1")),
+            destination: None,
+            gateway: Gateway::default(),
+        };
+        assert!(facts.unreachable());
+        let all = assess(&facts, &config("fail"));
+        assert!(all.iter().any(|f| f.level == Level::Error && f.what.contains("cannot connect")), "{all:?}");
+        assert!(all.iter().any(|f| f.level == Level::Warn && f.what.contains("only forwards")), "{all:?}");
+    }
+}

@@ -1,0 +1,299 @@
+//! What the two servers and this machine say. Only reads; a server that does not want to tell a thing leaves it unknown.
+
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::config::Config;
+use crate::resp::value::Value;
+use crate::server::{Capabilities, Client, Endpoint, Keyspace};
+use crate::{Error, Result, Side};
+
+/// Everything that was found out.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) source: Result<Server>,
+    pub(super) destination: Option<Result<Server>>,
+    pub(super) gateway: Gateway,
+}
+
+impl Facts {
+    /// Whether a server could not be reached at all.
+    pub(super) fn unreachable(&self) -> bool {
+        let away = |server: &Result<Server>| server.as_ref().is_err_and(|error| error.retry);
+        away(&self.source) || self.destination.as_ref().is_some_and(away)
+    }
+}
+
+/// This machine.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gateway {
+    /// Free bytes where the state will be.
+    pub(super) space: Option<u64>,
+    /// Why the state directory cannot be written.
+    pub(super) state_dir: Option<String>,
+    /// Addresses that cannot be listened on, with the reason.
+    pub(super) taken: Vec<(&'static str, String)>,
+}
+
+/// `client-output-buffer-limit` of class replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BufferLimit {
+    /// Bytes; 0 is no limit.
+    pub(super) hard: u64,
+    /// Bytes for so many seconds; 0 is no limit.
+    pub(super) soft: u64,
+    /// Seconds.
+    pub(super) soft_seconds: u64,
+}
+
+/// One server.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) side: Side,
+    pub(super) address: String,
+    pub(super) capabilities: Capabilities,
+    /// `master` or `slave`.
+    pub(super) role: String,
+    pub(super) loading: bool,
+    pub(super) used_memory: u64,
+    /// 0 is no limit.
+    pub(super) maxmemory: u64,
+    pub(super) policy: String,
+    pub(super) machine_memory: u64,
+    pub(super) keyspace: Vec<Keyspace>,
+    /// Bytes that arrive per second.
+    pub(super) input_rate: u64,
+    pub(super) backlog: Option<u64>,
+    pub(super) buffer_limit: Option<BufferLimit>,
+    pub(super) databases: Option<u64>,
+    /// Its clock minus ours, in milliseconds.
+    pub(super) clock_ms: i64,
+    /// Half of a round trip: how exact `clock_ms` is.
+    pub(super) clock_error_ms: i64,
+    pub(super) modules: Vec<String>,
+    /// Commands that the gateway needs there and this user may not give.
+    pub(super) denied: Vec<String>,
+    /// The handshake of a replica was refused with this.
+    pub(super) replication_refused: Option<String>,
+    /// `crossfade:position`: a migration has been here.
+    pub(super) position: Option<String>,
+    /// `crossfade:holder`: a gateway works here.
+    pub(super) holder: Option<String>,
+}
+
+impl Server {
+    pub(super) fn keys(&self) -> u64 {
+        self.keyspace.iter().map(|space| space.keys).sum()
+    }
+}
+
+/// Asks both servers at the same time.
+pub(super) async fn gather(config: &Config) -> Facts {
+    let destination = async {
+        match &config.destination {
+            Some(endpoint) => Some(server(endpoint, config).await),
+            None => None,
+        }
+    };
+    let (source, destination) = tokio::join!(server(&config.source, config), destination);
+    Facts { source, destination, gateway: gateway(config) }
+}
+
+async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
+    let timeout = config.server.connect_timeout;
+    let mut client = Client::open(endpoint, timeout).await?;
+    let capabilities = Capabilities::probe(&mut client).await?;
+    let info = client.info("").await?;
+    let keyspace = client.info("keyspace").await?.keyspace();
+    let (clock_ms, clock_error_ms) = clock(&mut client).await?;
+    let number = |name: &str| info.u64(name).unwrap_or(0);
+    let text = |name: &str| info.get(name).unwrap_or_default().to_owned();
+    let mut found = Server {
+        side: endpoint.side,
+        address: endpoint.address.to_string(),
+        role: text("role"),
+        loading: info.get("loading") == Some("1"),
+        used_memory: number("used_memory"),
+        maxmemory: number("maxmemory"),
+        policy: text("maxmemory_policy"),
+        machine_memory: number("total_system_memory"),
+        // kilobytes, with decimals
+        input_rate: text("instantaneous_input_kbps").parse::<f64>().map_or(0, |kb| (kb * 1024.0) as u64),
+        keyspace,
+        backlog: setting(&mut client, "repl-backlog-size").await?.and_then(|text| text.parse().ok()),
+        buffer_limit: setting(&mut client, "client-output-buffer-limit")
+            .await?
+            .and_then(|text| buffer_limit(&text)),
+        databases: setting(&mut client, "databases").await?.and_then(|text| text.parse().ok()),
+        clock_ms,
+        clock_error_ms,
+        modules: modules(&client.call(&["MODULE", "LIST"]).await?),
+        denied: denied(&mut client, &capabilities, endpoint.side).await?,
+        replication_refused: None,
+        position: None,
+        holder: None,
+        capabilities,
+    };
+    if endpoint.db != 0 {
+        client.command(&["SELECT", "0"]).await?;
+    }
+    found.position = own_key(&mut client, "crossfade:position").await?;
+    found.holder = own_key(&mut client, "crossfade:holder").await?;
+    // Last, on a connection of its own: some servers treat a connection differently after REPLCONF.
+    if found.capabilities.psync {
+        found.replication_refused = handshake(endpoint, config).await?;
+    }
+    Ok(found)
+}
+
+/// A setting, unless the server keeps it to itself (managed servers refuse CONFIG).
+async fn setting(client: &mut Client, name: &str) -> Result<Option<String>> {
+    let reply = client.call(&["CONFIG", "GET", name]).await?;
+    Ok(match reply.into_array().as_deref() {
+        Some([_, value]) => value.as_str().map(str::to_owned),
+        _ => None,
+    })
+}
+
+async fn own_key(client: &mut Client, key: &str) -> Result<Option<String>> {
+    let reply = client.call(&["GET", key]).await?;
+    Ok(reply.as_bytes().filter(|_| !reply.is_error()).map(|text| String::from_utf8_lossy(text).into_owned()))
+}
+
+/// `TIME`, against the middle of the round trip.
+async fn clock(client: &mut Client) -> Result<(i64, i64)> {
+    let before = Instant::now();
+    let reply = client.command(&["TIME"]).await?;
+    let half = i64::try_from(before.elapsed().as_millis() / 2).unwrap_or(i64::MAX);
+    let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let number = |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok());
+    let theirs = match reply.into_array().as_deref() {
+        Some([seconds, micros]) => number(seconds).zip(number(micros)).map(|(s, us)| s * 1000 + us / 1000),
+        _ => None,
+    };
+    let theirs = theirs.ok_or_else(|| Error::new(client.side(), "TIME gave no time"))?;
+    Ok((theirs - (i64::try_from(ours).unwrap_or(i64::MAX) - half), half))
+}
+
+fn modules(reply: &Value) -> Vec<String> {
+    let Some(list) = reply.as_array() else { return Vec::new() };
+    list.iter()
+        .filter_map(|module| {
+            let fields = module.as_array()?;
+            let at = fields.iter().position(|field| field.as_str() == Some("name"))?;
+            Some(fields.get(at + 1)?.as_str()?.to_owned())
+        })
+        .collect()
+}
+
+/// "normal 0 0 0 slave 268435456 67108864 60 pubsub …"; the class is called replica by some.
+pub(super) fn buffer_limit(text: &str) -> Option<BufferLimit> {
+    let words: Vec<_> = text.split_whitespace().collect();
+    let at = words.iter().position(|word| matches!(*word, "slave" | "replica"))?;
+    let number = |offset: usize| words.get(at + offset)?.parse().ok();
+    Some(BufferLimit { hard: number(1)?, soft: number(2)?, soft_seconds: number(3)? })
+}
+
+/// What the gateway's own user needs, as `ACL DRYRUN` (7.0+) takes it.
+const NEEDED_EVERYWHERE: [&[&str]; 8] = [
+    &["psync", "?", "-1"],
+    &["replconf", "ack", "0"],
+    &["info"],
+    &["select", "0"],
+    &["scan", "0"],
+    &["dump", "crossfade:check"],
+    &["client", "pause", "1", "write"],
+    &["client", "unblock", "1"],
+];
+const NEEDED_TO_WRITE: [&[&str]; 6] = [
+    &["restore", "crossfade:check", "0", "x"],
+    &["set", "crossfade:check", "x"],
+    &["del", "crossfade:check"],
+    &["multi"],
+    &["flushall"],
+    &["publish", "crossfade:check", "x"],
+];
+
+async fn denied(client: &mut Client, capabilities: &Capabilities, side: Side) -> Result<Vec<String>> {
+    let mut denied = Vec::new();
+    let Some(user) = client.call(&["ACL", "WHOAMI"]).await?.as_str().map(str::to_owned) else {
+        return Ok(denied);
+    };
+    if !capabilities.at_least(7, 0) {
+        return Ok(denied);
+    }
+    let to_write = if side == Side::Destination { &NEEDED_TO_WRITE[..] } else { &[] };
+    for needed in NEEDED_EVERYWHERE.iter().chain(to_write) {
+        let mut question = vec!["ACL", "DRYRUN", &user];
+        question.extend_from_slice(needed);
+        match client.call(&question).await? {
+            // Without the right to ask there is no answer; the handshake tells the rest.
+            Value::Error(_) => return Ok(denied),
+            reply if reply.is_ok() => {}
+            _ => denied.push(
+                needed
+                    .iter()
+                    .take(2)
+                    .copied()
+                    .filter(|word| word.bytes().all(|b| b.is_ascii_alphabetic()))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+                    .to_uppercase(),
+            ),
+        }
+    }
+    Ok(denied)
+}
+
+/// The handshake of a replica up to, but without, PSYNC: nothing is started on the server.
+async fn handshake(endpoint: &Endpoint, config: &Config) -> Result<Option<String>> {
+    let mut client = Client::open(endpoint, config.server.connect_timeout).await?;
+    for step in [&["REPLCONF", "listening-port", "0"][..], &["REPLCONF", "capa", "eof", "capa", "psync2"]] {
+        if let Value::Error(text) = client.call(step).await? {
+            return Ok(Some(String::from_utf8_lossy(&text).into_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn gateway(config: &Config) -> Gateway {
+    let existing = config
+        .state_dir
+        .ancestors()
+        .map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
+    let existing = existing.into_iter().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let state_dir = match rustix::fs::access(existing, rustix::fs::Access::WRITE_OK) {
+        Ok(()) if existing.is_dir() => None,
+        Ok(()) => Some(format!("{} is no directory", existing.display())),
+        Err(error) => Some(format!("{}: {error}", existing.display())),
+    };
+    let space = rustix::fs::statvfs(existing).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    let listens = [("listen.address", &config.listen.address), ("admin.address", &config.admin.address)];
+    let taken =
+        listens.into_iter().filter_map(|(key, address)| Some((key, bindable(address).err()?))).collect();
+    Gateway { space, state_dir, taken }
+}
+
+fn bindable(address: &str) -> Result<(), String> {
+    let mut resolved = address.to_socket_addrs().map_err(|error| format!("{address}: {error}"))?;
+    let address = resolved.next().ok_or_else(|| format!("{address} is no address"))?;
+    std::net::TcpListener::bind(address).map(drop).map_err(|error| format!("{address}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_replicas() {
+        let limit = BufferLimit { hard: 268_435_456, soft: 67_108_864, soft_seconds: 60 };
+        assert_eq!(
+            buffer_limit("normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60"),
+            Some(limit)
+        );
+        assert_eq!(buffer_limit("normal 0 0 0 replica 268435456 67108864 60"), Some(limit));
+        assert_eq!(buffer_limit("normal 0 0 0"), None);
+        assert_eq!(buffer_limit("slave 1 2"), None);
+    }
+}

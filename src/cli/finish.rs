@@ -1,0 +1,22 @@
+//! `crossfade finish`: end the migration on the active side.
+
+use std::process::ExitCode;
+
+use super::api::Gateway;
+use super::{Failure, Global, report};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    report::order(
+        &args.gateway,
+        global,
+        "finish",
+        "The migration is finished; the gateway goes on forwarding to the active side.",
+    )
+}

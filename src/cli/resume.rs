@@ -1,0 +1,17 @@
+//! `crossfade resume`: go on with applying.
+
+use std::process::ExitCode;
+
+use super::api::Gateway;
+use super::{Failure, Global, report};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    report::order(&args.gateway, global, "resume", "Resumed.")
+}

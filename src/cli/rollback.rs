@@ -1,0 +1,17 @@
+//! `crossfade rollback`: switch clients back to the source.
+
+use std::process::ExitCode;
+
+use super::{Failure, Global, switch};
+use crate::migration::status::SwitchKind;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    switch: switch::Options,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    switch::run(SwitchKind::Rollback, &args.switch, global)
+}

@@ -1,0 +1,53 @@
+//! `crossfade throttle`: change limits while running.
+
+use std::process::ExitCode;
+
+use serde_json::{Map, Value as Json};
+
+use super::api::Gateway;
+use super::{Failure, Global, output};
+use crate::config::units;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)))]
+pub struct Args {
+    /// Bytes of the snapshot per second, as in 50MB/s; 'off' for no limit
+    #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
+    snapshot_bytes: Option<String>,
+    /// Keys of the snapshot per second
+    #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
+    snapshot_keys: Option<String>,
+    /// Mirrored commands per second
+    #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
+    mirror_ops: Option<String>,
+    /// Bytes of mirrored commands per second
+    #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
+    mirror_bytes: Option<String>,
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+fn rate(text: &str) -> Result<String, String> {
+    units::parse_rate(text).map(units::show_rate)
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    let limits = [
+        ("snapshot_bytes", &args.snapshot_bytes),
+        ("snapshot_keys", &args.snapshot_keys),
+        ("mirror_ops", &args.mirror_ops),
+        ("mirror_bytes", &args.mirror_bytes),
+    ];
+    let body: Map<String, Json> = limits
+        .into_iter()
+        .filter_map(|(key, rate)| rate.clone().map(|rate| (key.to_owned(), Json::String(rate))))
+        .collect();
+    let answer = args.gateway.post("/v1/throttle", &body)?;
+    if global.json {
+        output::json(&answer);
+    } else {
+        output::line("The new limits are in force.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
