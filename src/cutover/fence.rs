@@ -119,7 +119,8 @@ fn foreign_writer(line: &str) -> Option<String> {
     let addr = address(line)?;
     let command = field(line, "cmd")?.split('|').next()?;
     let idle: u64 = field(line, "idle")?.parse().ok()?;
-    let writes = crate::command::lookup(command.as_bytes()).is_some_and(|spec| spec.kind == crate::command::Kind::Write);
+    let writes = crate::command::lookup(command.as_bytes())
+        .is_some_and(|spec| spec.kind == crate::command::Kind::Write);
     (writes && idle <= RECENT).then(|| format!("{addr} ({command})"))
 }
 
@@ -147,7 +148,10 @@ mod tests {
         assert_eq!(field(line, "flags"), Some("xb"));
         assert!(ours(line));
         assert!(!ours("id=7 name= cmd=set"));
-        assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=2 flags=N db=0 cmd=set").as_deref(), Some("10.0.0.1:77 (set)"));
+        assert_eq!(
+            foreign_writer("id=9 addr=10.0.0.1:77 name= idle=2 flags=N db=0 cmd=set").as_deref(),
+            Some("10.0.0.1:77 (set)")
+        );
         assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=2 flags=N db=0 cmd=get"), None);
         assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=200 flags=N db=0 cmd=set"), None);
     }

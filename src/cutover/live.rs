@@ -150,22 +150,31 @@ impl Live {
         // What an aborted switch of the same epoch left behind is of no use.
         match std::fs::remove_dir_all(&self.back.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::new(Side::Gateway, format!("cannot remove {}", self.back.dir.display())).because(e));
+                return Err(Error::new(Side::Gateway, format!("cannot remove {}", self.back.dir.display()))
+                    .because(e));
             }
             _ => {}
         }
         let standby = Mirror::spawn(self.back.clone(), self.cancel.clone());
         let (mut state, last) = (standby.state(), standby.state());
         self.open.standby = Some(standby);
-        let waited = tokio::time::timeout_at(deadline, state.wait_for(|s| matches!(s.stage, Stage::Standby | Stage::Failed | Stage::Stopped))).await;
+        let waited = tokio::time::timeout_at(
+            deadline,
+            state.wait_for(|s| matches!(s.stage, Stage::Standby | Stage::Failed | Stage::Stopped)),
+        )
+        .await;
         let trouble = match waited {
             Ok(Ok(state)) if state.stage == Stage::Standby => return Ok(()),
             Ok(Ok(state)) => state.error.clone(),
             Ok(Err(_)) => None,
             Err(_) => last.borrow().error.clone(),
         };
-        let why = trouble.map_or_else(|| "it was not ready in time".to_owned(), |t| format!("{}: {}", t.side, t.message));
-        Err(Error::passing(Side::from(self.kind.target()), format!("the mirror back could not be attached: {why}")))
+        let why = trouble
+            .map_or_else(|| "it was not ready in time".to_owned(), |t| format!("{}: {}", t.side, t.message));
+        Err(Error::passing(
+            Side::from(self.kind.target()),
+            format!("the mirror back could not be attached: {why}"),
+        ))
     }
 
     /// Waits until little is left to drain inside the pause.
@@ -177,7 +186,10 @@ impl Live {
                 let now = state.borrow_and_update();
                 let facts = mirror_facts(&now);
                 if let Some(error) = facts.error {
-                    return Err(Error::passing(Side::from(self.kind.target()), format!("the mirror is in trouble: {error}")));
+                    return Err(Error::passing(
+                        Side::from(self.kind.target()),
+                        format!("the mirror is in trouble: {error}"),
+                    ));
                 }
                 if facts.live && now.lag_ms <= near {
                     return Ok(());
@@ -190,7 +202,9 @@ impl Live {
                 Err(_) => {
                     return Err(Error::passing(
                         Side::from(self.kind.target()),
-                        format!("the mirror stays {lag:.0} ms behind; the gate is closed only below {near:.0} ms"),
+                        format!(
+                            "the mirror stays {lag:.0} ms behind; the gate is closed only below {near:.0} ms"
+                        ),
                     )
                     .remedy("lower the write load, or allow a longer pause (--max-pause)"));
                 }
@@ -286,8 +300,12 @@ impl Parts for Live {
                 self.open.committed = true;
                 Ok(())
             }
-            Err((error, Ok(()))) => Err(Uncommitted::Revoked(failed("the commit line could not be written").because(error))),
-            Err((error, Err(_))) => Err(Uncommitted::Unknown(failed("the commit line could not be written, nor revoked").because(error))),
+            Err((error, Ok(()))) => {
+                Err(Uncommitted::Revoked(failed("the commit line could not be written").because(error)))
+            }
+            Err((error, Err(_))) => Err(Uncommitted::Unknown(
+                failed("the commit line could not be written, nor revoked").because(error),
+            )),
         }
     }
 
@@ -295,7 +313,9 @@ impl Parts for Live {
         let note = async {
             if let (true, Some(client)) = (self.open.committed, &mut self.open.to) {
                 // For people and for the next gateway; which side is active is decided by the cell.
-                let noted = timeout(Duration::from_secs(1), client.command(&["SET", EPOCH_KEY, &epoch.to_string()])).await;
+                let noted =
+                    timeout(Duration::from_secs(1), client.command(&["SET", EPOCH_KEY, &epoch.to_string()]))
+                        .await;
                 if !matches!(noted, Ok(Ok(_))) {
                     tracing::debug!("the epoch could not be noted on the new side");
                 }
@@ -417,6 +437,6 @@ fn offset(info: &str) -> Option<u64> {
 }
 
 fn no_offset(side: Side) -> Error {
-    Error::new(side, "INFO replication names no master_repl_offset").remedy("is the server a primary, and is INFO allowed?")
+    Error::new(side, "INFO replication names no master_repl_offset")
+        .remedy("is the server a primary, and is INFO allowed?")
 }
-

@@ -13,7 +13,9 @@ pub(super) fn addresses() -> Option<HashSet<SocketAddr>> {
     for entry in std::fs::read_dir("/proc/self/fd").ok()?.flatten() {
         // A descriptor may be closed while we look.
         let Ok(target) = std::fs::read_link(entry.path()) else { continue };
-        if let Some(inode) = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok()) {
+        if let Some(inode) =
+            target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok())
+        {
             inodes.insert(inode);
         }
     }

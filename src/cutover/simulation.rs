@@ -34,7 +34,17 @@ enum Fate {
     DiesAfter,
 }
 
-const STEPS: [&str; 9] = ["prepare", "close_gate", "drain_clients", "fence", "drain_mirror", "commit", "open_gate", "release", "undo"];
+const STEPS: [&str; 9] = [
+    "prepare",
+    "close_gate",
+    "drain_clients",
+    "fence",
+    "drain_mirror",
+    "commit",
+    "open_gate",
+    "release",
+    "undo",
+];
 
 struct World {
     random: Random,
@@ -64,7 +74,8 @@ impl World {
         let mut fates = Vec::new();
         if random.below(4) > 0 {
             let step = STEPS[random.below(STEPS.len() as u64) as usize];
-            let fate = [Fate::Fails, Fate::Hangs, Fate::DiesBefore, Fate::DiesAfter][random.below(4) as usize];
+            let fate =
+                [Fate::Fails, Fate::Hangs, Fate::DiesBefore, Fate::DiesAfter][random.below(4) as usize];
             fates.push((step, fate));
         }
         Self {
@@ -145,7 +156,9 @@ impl Parts for World {
     async fn prepare(&mut self, deadline: Instant) -> Result<()> {
         self.standby = true;
         self.settled = true;
-        tokio::time::timeout_at(deadline, self.step("prepare")).await.unwrap_or_else(|_| Err(Error::passing(Side::Gateway, "prepare hangs")))?;
+        tokio::time::timeout_at(deadline, self.step("prepare"))
+            .await
+            .unwrap_or_else(|_| Err(Error::passing(Side::Gateway, "prepare hangs")))?;
         self.after("prepare").await;
         Ok(())
     }
@@ -158,7 +171,9 @@ impl Parts for World {
     }
 
     async fn drain_clients(&mut self, deadline: Instant) -> Result<()> {
-        tokio::time::timeout_at(deadline, self.step("drain_clients")).await.unwrap_or_else(|_| Err(Error::passing(Side::Client, "KEYS is still running")))?;
+        tokio::time::timeout_at(deadline, self.step("drain_clients"))
+            .await
+            .unwrap_or_else(|_| Err(Error::passing(Side::Client, "KEYS is still running")))?;
         self.after("drain_clients").await;
         Ok(())
     }
@@ -182,7 +197,12 @@ impl Parts for World {
         Ok(StartPosition { replid: "r".into(), offset: self.new.len() as u64, db: 0 })
     }
 
-    async fn commit(&mut self, epoch: u64, start: StartPosition, _pause: Duration) -> Result<(), Uncommitted> {
+    async fn commit(
+        &mut self,
+        epoch: u64,
+        start: StartPosition,
+        _pause: Duration,
+    ) -> Result<(), Uncommitted> {
         self.step("commit").await.map_err(Uncommitted::Revoked)?;
         self.cell = Some((epoch, start));
         self.after("commit").await;
@@ -237,8 +257,12 @@ async fn simulate(seed: u64) {
         world.others();
     }
     // A process that dies, dies here: its future is dropped wherever it hangs.
-    let ended = tokio::time::timeout(Duration::from_secs(60), run(&mut world, order(kind, rehearse))).await.ok();
-    let context = format!("seed {seed:#x}: {kind:?} {:?} rehearse {rehearse}: {ended:?}, visited {:?}", world.fates, world.visited);
+    let ended =
+        tokio::time::timeout(Duration::from_secs(60), run(&mut world, order(kind, rehearse))).await.ok();
+    let context = format!(
+        "seed {seed:#x}: {kind:?} {:?} rehearse {rehearse}: {ended:?}, visited {:?}",
+        world.fates, world.visited
+    );
 
     match (&world.cell, &ended) {
         (Some((epoch, start)), _) => {
@@ -254,7 +278,10 @@ async fn simulate(seed: u64) {
         }
     }
     let Some(entry) = ended else {
-        assert!(world.fates.iter().any(|(_, fate)| *fate != Fate::Fails), "only death stops a switch: {context}");
+        assert!(
+            world.fates.iter().any(|(_, fate)| *fate != Fate::Fails),
+            "only death stops a switch: {context}"
+        );
         return;
     };
     check(&world, &entry, rehearse, &context);
@@ -269,11 +296,18 @@ fn check(world: &World, entry: &SwitchEntry, rehearse: bool, context: &str) {
             assert_eq!((entry.epoch, entry.held_commands), (7, 3), "{context}");
         }
         SwitchOutcome::Aborted | SwitchOutcome::Rehearsed => {
-            assert!(world.cell.is_none() && !world.standby && !world.settled && world.old_mirror, "{context}");
+            assert!(
+                world.cell.is_none() && !world.standby && !world.settled && world.old_mirror,
+                "{context}"
+            );
             assert_eq!(world.gate, Some(world.kind.origin()), "{context}");
             assert_eq!(entry.epoch, 6, "{context}");
             assert_eq!(entry.reason.is_some(), entry.outcome == SwitchOutcome::Aborted, "{context}");
-            assert_eq!(entry.outcome == SwitchOutcome::Rehearsed, rehearse && entry.reason.is_none(), "{context}");
+            assert_eq!(
+                entry.outcome == SwitchOutcome::Rehearsed,
+                rehearse && entry.reason.is_none(),
+                "{context}"
+            );
             // Hanging steps are cut off at the budget.
             assert!(entry.pause_ms < 130.0, "{context}");
         }
@@ -283,7 +317,10 @@ fn check(world: &World, entry: &SwitchEntry, rehearse: bool, context: &str) {
 /// `CROSSFADE_SEED=0x…` replays one.
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_the_switch_is_wholly_done_or_not_at_all() {
-    if let Some(seed) = std::env::var("CROSSFADE_SEED").ok().and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok()) {
+    if let Some(seed) = std::env::var("CROSSFADE_SEED")
+        .ok()
+        .and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok())
+    {
         return simulate(seed).await;
     }
     for seed in 1..2000u64 {
@@ -298,7 +335,12 @@ async fn an_undisturbed_switch_times_its_steps() {
     let entry = run(&mut world, order(SwitchKind::Cutover, false)).await;
     assert_eq!(entry.outcome, SwitchOutcome::Committed);
     let steps = entry.steps_ms;
-    let sum = steps.close_gate + steps.drain_clients + steps.fence + steps.drain_mirror + steps.commit + steps.open_gate;
+    let sum = steps.close_gate
+        + steps.drain_clients
+        + steps.fence
+        + steps.drain_mirror
+        + steps.commit
+        + steps.open_gate;
     assert!((entry.pause_ms - sum).abs() < 0.1, "{entry:?}");
 }
 
