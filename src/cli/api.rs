@@ -12,7 +12,7 @@ use crate::migration::status::Status;
 
 /// Where the gateway is.
 #[derive(Debug, Clone, Args)]
-pub struct Gateway {
+pub(super) struct Gateway {
     /// Address of the gateway's control API
     #[arg(
         long,

@@ -8,7 +8,7 @@ use super::{Cli, Failure, output};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The page of this subcommand instead
     subcommand: Option<String>,
 }

@@ -7,7 +7,7 @@ use crate::migration::status::SwitchKind;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     switch: switch::Options,
 }

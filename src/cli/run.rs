@@ -11,7 +11,7 @@ use crate::{config, migration};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Begin to mirror at once
     #[arg(long)]
     start: bool,

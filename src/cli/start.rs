@@ -7,7 +7,7 @@ use super::{Failure, Global, report};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     gateway: Gateway,
 }

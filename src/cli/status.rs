@@ -18,7 +18,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Refresh until interrupted
     #[arg(long)]
     watch: bool,

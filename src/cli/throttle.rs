@@ -11,7 +11,7 @@ use crate::config::units;
 /// Arguments.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)))]
-pub struct Args {
+pub(super) struct Args {
     /// Bytes of the snapshot per second, as in 50MB/s; 'off' for no limit
     #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
     snapshot_bytes: Option<String>,

@@ -9,7 +9,7 @@ use super::{Failure, Global, output};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Copy what differs
     #[arg(long)]
     repair: bool,

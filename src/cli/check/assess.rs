@@ -72,12 +72,17 @@ fn reached(server: &Server, all: &mut Vec<Finding>) {
     if server.loading {
         all.push(Finding::warn(side, "it is still loading its data", "wait until it has, then check again"));
     }
-    if !server.denied.is_empty() {
-        all.push(Finding::error(
-            side,
-            format!("the gateway's user may not use {}", server.denied.join(", ")),
-            "allow them: ACL SETUSER <user> on ~* &* +@all, or name a user that may (user, password)",
-        ));
+    // Following the destination is needed for the way back only.
+    let (for_rollback, denied): (Vec<&str>, Vec<&str>) = (server.denied.iter().map(String::as_str))
+        .partition(|name| side == Side::Destination && matches!(*name, "PSYNC" | "REPLCONF ACK"));
+    let grant = "ACL SETUSER <user> on ~* &* +@all, or name a user that may (user, password)";
+    if !denied.is_empty() {
+        let what = format!("the gateway's user may not use {}", denied.join(", "));
+        all.push(Finding::error(side, what, format!("allow it: {grant}")));
+    }
+    if !for_rollback.is_empty() {
+        let what = format!("the gateway's user may not use {}: no rollback after a cutover", for_rollback.join(", "));
+        all.push(Finding::warn(side, what, format!("allow it: {grant}")));
     }
     if server.clock_ms.abs() > 500 + server.clock_error_ms {
         all.push(Finding::warn(
@@ -100,6 +105,7 @@ fn replication(server: &Server, consequence: &str, level_error: bool, all: &mut 
         (None, true) => None,
     };
     match refused {
+        None if server.denied.iter().any(|name| matches!(name.as_str(), "PSYNC" | "REPLCONF ACK")) => {}
         None => all.push(Finding::ok(server.side, "it lets the gateway attach as a replica")),
         Some(what) if level_error => {
             all.push(Finding::error(
@@ -446,6 +452,7 @@ mod tests {
         only(&after(|_, d, _| d.role = "slave".into()), Error, Destination, "follows another");
         only(&after(|s, _, _| s.loading = true), Warn, Source, "loading");
         only(&after(|s, _, _| s.denied.push("PSYNC".into())), Error, Source, "may not use PSYNC");
+        only(&after(|_, d, _| d.denied.push("PSYNC".into())), Warn, Destination, "no rollback");
         only(&after(|s, _, _| s.backlog = Some(MIB)), Warn, Source, "repl-backlog-size");
         only(&after(|s, _, _| s.buffer_limit = None), Warn, Source, "does not tell");
         only(&after(|s, _, _| s.capabilities.pause_write = false), Warn, Source, "CLIENT PAUSE");

@@ -182,7 +182,8 @@ fn modules(reply: &Value) -> Vec<String> {
         .filter_map(|module| {
             let fields = module.as_array()?;
             let at = fields.iter().position(|field| field.as_str() == Some("name"))?;
-            Some(fields.get(at + 1)?.as_str()?.to_owned())
+            // Valkey's script engine is a module that holds no data.
+            fields.get(at + 1)?.as_str().filter(|name| *name != "lua").map(str::to_owned)
         })
         .collect()
 }
@@ -250,8 +251,10 @@ async fn denied(client: &mut Client, capabilities: &Capabilities, side: Side) ->
 async fn handshake(endpoint: &Endpoint, config: &Config) -> Result<Option<String>> {
     let mut client = Client::open(endpoint, config.server.connect_timeout).await?;
     for step in [&["REPLCONF", "listening-port", "0"][..], &["REPLCONF", "capa", "eof", "capa", "psync2"]] {
-        if let Value::Error(text) = client.call(step).await? {
-            return Ok(Some(String::from_utf8_lossy(&text).into_owned()));
+        let reply = client.call(step).await?;
+        // Old servers do not know each option, which hurts nobody.
+        if let Some(text) = reply.error().filter(|text| !text.contains("Unrecognized REPLCONF option")) {
+            return Ok(Some(text));
         }
     }
     Ok(None)

@@ -16,7 +16,7 @@ use crate::migration::status::Level;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     addressing: Addressing,
 }
