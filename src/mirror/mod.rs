@@ -38,11 +38,16 @@
 //! ```
 //! One task owns all of it ([`run`]); a [`Mirror`] is a handle that sends it requests and watches its state.
 
+mod apply;
 pub mod batch;
 pub mod decode;
 pub mod expiry;
 pub mod link;
+pub mod notes;
 mod position;
+mod run;
+pub mod settle;
+mod standby;
 pub mod transform;
 
 use std::path::PathBuf;
@@ -302,7 +307,15 @@ impl Mirror {
             going: going.clone(),
             cancel: cancel.clone(),
         };
-        let _ = (options, requested, publish, applied_to, paused, going, cancel);
+        let ends = run::Ends {
+            publish,
+            applied: applied_to,
+            requests: requested,
+            paused: paused.subscribe(),
+            going: going.subscribe(),
+            cancel,
+        };
+        tokio::spawn(run::run(options, ends));
         mirror
     }
 

@@ -10,16 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A place in a replication stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// The replication id, 40 characters.
-    pub replid: String,
-    /// The last byte of the stream that is applied (or received), by Redis's own counting.
-    pub offset: u64,
-    /// The db that is selected behind it.
-    pub db: u32,
-}
+pub use crate::replication::Position;
 
 /// The key that holds the mark.
 pub const POSITION_KEY: &str = "crossfade:position";

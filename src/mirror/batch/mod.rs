@@ -61,6 +61,8 @@ pub struct Batch {
     pub db: u32,
     /// Commands of the stream in it.
     pub commands: u64,
+    /// The highest db that it selects.
+    pub highest_db: u32,
     /// When its oldest byte arrived (unix milliseconds); 0 when it holds nothing from the stream.
     pub oldest_ms: u64,
 }
@@ -126,6 +128,7 @@ impl Batch {
         self.wire.clear();
         self.places.clear();
         self.commands = 0;
+        self.highest_db = 0;
         self.oldest_ms = 0;
         if self.wire.capacity() > KEEP {
             self.wire = Vec::new();
@@ -285,6 +288,7 @@ impl Collector {
                         self.open.places.push(Place { at: self.open.wire.len(), end: 0 });
                         select(self.db, &mut self.open.wire);
                         self.connection_db = self.db;
+                        self.open.highest_db = self.open.highest_db.max(self.db);
                     }
                     let start = self.open.wire.len();
                     self.open.places.push(Place { at: start, end });
@@ -375,6 +379,7 @@ impl Collector {
         next.wire.extend_from_slice(&batch.wire[from..]);
         next.commands = batch.commands - seal.commands;
         next.oldest_ms = batch.oldest_ms;
+        next.highest_db = batch.highest_db;
         batch.wire.truncate(seal.wire);
     }
 
@@ -546,3 +551,6 @@ impl Replies {
         Answer::Applied { failed: std::mem::take(&mut self.failed) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -148,6 +148,12 @@ impl Unit {
             Unit::Millis => Some(number),
         }
     }
+
+    /// The time that lies `number` units behind `base_ms`, if a server can store it.
+    fn behind(self, base_ms: u64, number: &[u8]) -> Option<u64> {
+        let at = base_ms.checked_add_signed(self.ms(int(number)?)?)?;
+        (at <= i64::MAX as u64).then_some(at)
+    }
 }
 
 /// The kind of a command, by its name in any case.
@@ -279,6 +285,9 @@ impl Transform {
     #[inline]
     pub fn plan(&self, command: &Command<'_>) -> Plan {
         let class = classify(command.name());
+        if class == Class::Idle {
+            return Plan::Skip;
+        }
         let mut args = command.args();
         args.next();
         match class {
@@ -286,7 +295,6 @@ impl Transform {
                 Some(key) if is_own(key) => Plan::Skip,
                 _ => Plan::Raw,
             },
-            Class::Idle => Plan::Skip,
             Class::Publish => Plan::Raw,
             Class::Multi => Plan::Multi,
             Class::Exec => Plan::Exec,
@@ -340,8 +348,8 @@ impl Transform {
         db: u32,
         out: &mut Vec<u8>,
     ) -> Option<u32> {
-        let relative = |unit: Unit, number: &[u8]| arrived_ms.checked_add_signed(unit.ms(int(number)?)?);
-        let absolute = |unit: Unit, number: &[u8]| u64::try_from(unit.ms(int(number)?)?).ok();
+        let relative = |unit: Unit, number: &[u8]| unit.behind(arrived_ms, number);
+        let absolute = |unit: Unit, number: &[u8]| unit.behind(0, number);
         match class {
             Class::Delete => {
                 let kept: Vec<&[u8]> = args
@@ -589,8 +597,11 @@ impl Options {
                 // KEEPTTL goes with no expiry.
                 _ => return None,
             };
-            options.at = Some(base.checked_add_signed(unit.ms(int(words.next()?)?)?)?);
+            options.at = Some(unit.behind(base, words.next()?)?);
         }
         Some(options)
     }
 }
+
+#[cfg(test)]
+mod tests;

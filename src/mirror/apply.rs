@@ -1,0 +1,616 @@
+//! Applies the stream: one batch on its way, the next one collected meanwhile.
+//!
+//! As in a group commit, a batch goes out when the one before is answered, with whatever has come by then. At a
+//! low rate each command goes at once; under load batches grow until the limits. The position in memory also moves over
+//! bytes that have no effect (PING, keys of gateways); such a move alone is written down every ten seconds.
+//!
+//! A mirror that is behind and a link to the source that is down look alike from the position alone. So the stage is
+//! `live` only while the source's stream arrives.
+
+use std::time::SystemTime;
+
+use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant, MissedTickBehavior};
+
+use super::batch::{Answer, Batch, Collector};
+use super::link::{Link, Opened};
+use super::notes::{Failure, Failures};
+use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
+use super::settle::{self, Sweep};
+use super::transform::{Dialect, Mode, Transform};
+use super::{Position, Request, SettleReport, Stage, Trouble};
+use crate::config::{OnConflict, OnError};
+use crate::error::{Error, Result, Side};
+use crate::replication::{JournalReader, Link as ReceiverLink};
+use crate::server::Client;
+
+/// How long a position that moved over bytes without effect may stay unwritten.
+const WRITE_POSITION: Duration = Duration::from_secs(10);
+/// How far it may move.
+const UNWRITTEN: u64 = 1024 * 1024;
+/// The mirror counts as live below this lag, and stays so up to ten times as much.
+const LIVE_MS: f64 = 500.0;
+/// For the batch on its way when the mirror is stopped.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// After this silence the destination is shown as stalled, and asked over another connection.
+const STALLED: Duration = Duration::from_secs(10);
+
+type SettleReply = oneshot::Sender<Result<SettleReport>>;
+
+/// Everything about the stream that is being applied.
+struct Flow {
+    link: Link,
+    client: Client,
+    dialect: Dialect,
+    collector: Collector,
+    reader: JournalReader,
+    /// The position on the destination, and when it was written.
+    written: u64,
+    written_at: Instant,
+    /// When the batch on its way was sent.
+    sent_at: Instant,
+    /// The highest db that the destination is known to have.
+    highest_db: u32,
+    sweep: Option<Sweep>,
+    settling: Option<(Instant, SettleReply)>,
+    /// Until when expiries stay settled.
+    settled_until: Option<Instant>,
+    /// A slice of the sweep comes before the next batch.
+    sweep_turn: bool,
+    probe: Option<tokio::task::JoinHandle<bool>>,
+    probes: u32,
+}
+
+/// What happened.
+enum Event {
+    Answer(Result<(Batch, Answer)>),
+    Chunk(Result<crate::replication::Chunk>),
+    Request(Request),
+    Tick,
+    Paused,
+    Stop,
+}
+
+impl Task {
+    /// Applies the stream behind a position that the destination holds.
+    pub(super) async fn apply(&mut self, opened: Opened, position: Position) -> Step<Exit> {
+        let Opened { link, client, dialect, .. } = opened;
+        self.applied.send_replace(position.offset);
+        let reader = match self.journal.reader(position.offset) {
+            Ok(reader) => reader,
+            // The receiver began a new stream in the meantime, or is about to.
+            Err(_) if self.journal.snapshot().is_some_and(|info| info.offset != position.offset) => {
+                return Ok(Exit::Superseded);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let own = self
+            .options
+            .own_keys
+            .iter()
+            .map(|(key, value)| (key.clone().into_bytes(), value.clone()))
+            .collect();
+        let transform = Transform::new(dialect, own);
+        let mut collector = Collector::new(position.offset, position.db, transform, self.options.batch);
+        self.forget_skipped(position.offset, &mut collector)?;
+        let now = Instant::now();
+        let mut flow = Flow {
+            link,
+            client,
+            dialect,
+            collector,
+            reader,
+            written: position.offset,
+            written_at: now,
+            sent_at: now,
+            highest_db: 0,
+            sweep: None,
+            settling: None,
+            settled_until: None,
+            sweep_turn: false,
+            probe: None,
+            probes: 0,
+        };
+        self.state.settled = false;
+        self.watch_source(&mut flow)?;
+        let outcome = self.flow(&mut flow).await;
+        if let Some((_, reply)) = flow.settling.take() {
+            let _ = reply.send(Err(Error::passing(self.options.to.side, "the connection was lost")));
+        }
+        self.state.settled = false;
+        if let Some(probe) = flow.probe.take() {
+            probe.abort();
+        }
+        match outcome {
+            Err(End::Stopped) => {
+                self.last_words(&mut flow).await;
+                Err(End::Stopped)
+            }
+            other => other,
+        }
+    }
+
+    async fn flow(&mut self, flow: &mut Flow) -> Step<Exit> {
+        if !self.notes.padded() {
+            match Sweep::pad(&mut flow.client, flow.collector.transform()).await {
+                Ok(sweep) => flow.sweep = Some(sweep),
+                Err(error) => return self.reopen(error, false).await,
+            }
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            flow.collector.transform().tick(unix_ms());
+            self.fill(flow)?;
+            if !flow.link.is_busy() {
+                if flow.sweep_turn || (flow.sweep.is_some() && !flow.collector.has_effects()) {
+                    flow.sweep_turn = false;
+                    if let Err(error) = self.slice(flow).await? {
+                        return self.reopen(error, false).await;
+                    }
+                }
+                if let Err(error) = self.send(flow).await? {
+                    return self.reopen(error, false).await;
+                }
+            }
+            let paused = *self.paused.borrow_and_update();
+            let hungry = !flow.collector.is_full();
+            let busy = flow.link.is_busy();
+            let sweeping = flow.sweep.is_some() && !busy;
+            let event = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => Event::Stop,
+                answer = flow.link.answer() => Event::Answer(answer),
+                Some(request) = self.requests.recv() => Event::Request(request),
+                _ = self.paused.changed() => Event::Paused,
+                _ = tick.tick() => Event::Tick,
+                chunk = flow.reader.next(), if hungry => Event::Chunk(chunk),
+                () = std::future::ready(()), if sweeping && !paused => continue,
+            };
+            match event {
+                Event::Stop => return Err(End::Stopped),
+                Event::Paused => self.watch_source(flow)?,
+                Event::Chunk(Ok(chunk)) => flow.collector.push(&chunk.bytes, chunk.arrived_ms),
+                Event::Chunk(Err(_)) if flow.reader.is_superseded() => return Ok(Exit::Superseded),
+                Event::Chunk(Err(error)) => return Err(error.into()),
+                Event::Answer(Err(error)) => return self.reopen(error, true).await,
+                Event::Answer(Ok((batch, answer))) => {
+                    if let Some(exit) = self.answered(flow, batch, answer).await? {
+                        return Ok(exit);
+                    }
+                }
+                Event::Request(request) => {
+                    if let Err(error) = self.serve(flow, request).await? {
+                        return self.reopen(error, false).await;
+                    }
+                }
+                Event::Tick => {
+                    self.watch_source(flow)?;
+                    if self.watch_stall(flow).await {
+                        let error = Error::passing(self.options.to.side, "a batch got no answer, others did");
+                        return self.reopen(error, true).await;
+                    }
+                    if let Err(error) = self.watch_settled(flow).await {
+                        return self.reopen(error, false).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Collects as much as there is room for.
+    fn fill(&mut self, flow: &mut Flow) -> Result<()> {
+        loop {
+            flow.collector.collect().map_err(|error| {
+                Error::new(self.options.from.side, "the replication stream cannot be read").because(error)
+            })?;
+            if flow.collector.is_full() {
+                return Ok(());
+            }
+            match flow.reader.try_next() {
+                Some(chunk) => flow.collector.push(&chunk.bytes, chunk.arrived_ms),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends what is collected. The link is idle.
+    async fn send(&mut self, flow: &mut Flow) -> Step<Result<()>> {
+        let (sealed, _) = flow.collector.sealed();
+        if !flow.collector.has_effects() {
+            self.note_applied(sealed);
+            let far = sealed - flow.written;
+            if far == 0 || (far < UNWRITTEN && flow.written_at.elapsed() < WRITE_POSITION) {
+                return Ok(Ok(()));
+            }
+        }
+        if *self.paused.borrow() {
+            return Ok(Ok(()));
+        }
+        let Some(batch) = flow.collector.take(true, |offset, db| self.mark_at(offset, db)) else {
+            return Ok(Ok(()));
+        };
+        if batch.highest_db > flow.highest_db {
+            // A SELECT that fails inside EXEC would let the commands behind it run in the wrong db.
+            let db = batch.highest_db.to_string();
+            for db in [db.as_str(), "0"] {
+                match flow.client.call(&["SELECT", db]).await {
+                    Ok(value) => {
+                        if let Some(text) = value.error() {
+                            let side = self.options.to.side;
+                            return Err(Error::new(side, format!("the {side} has no db {db}: {text}"))
+                                .remedy("raise \"databases\" in its configuration, and restart it")
+                                .into());
+                        }
+                    }
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            flow.highest_db = batch.highest_db;
+        }
+        flow.link.send(batch);
+        flow.sent_at = Instant::now();
+        flow.probes = 0;
+        Ok(Ok(()))
+    }
+
+    fn note_applied(&self, offset: u64) {
+        self.applied.send_if_modified(|applied| std::mem::replace(applied, offset) != offset);
+    }
+
+    /// `Some`: applying ends.
+    async fn answered(&mut self, flow: &mut Flow, batch: Batch, answer: Answer) -> Step<Option<Exit>> {
+        let side = self.options.to.side;
+        match answer {
+            Answer::Applied { failed } => {
+                if !failed.is_empty() {
+                    self.failed(&batch, &failed)?;
+                }
+                self.recovered_from_stall(flow);
+                self.state.commands_applied += batch.commands;
+                flow.written = batch.end;
+                flow.written_at = Instant::now();
+                flow.sweep_turn = flow.sweep.is_some();
+                if !flow.collector.has_effects() {
+                    self.note_applied(flow.collector.sealed().0);
+                } else {
+                    self.note_applied(batch.end);
+                }
+                flow.collector.recycle(batch);
+                Ok(None)
+            }
+            Answer::Refused { index, text } if crate::server::passes(&text) => {
+                let what = index.map_or_else(|| "a batch".to_owned(), |index| batch.name(index).name);
+                let error = Error::passing(side, format!("{what} was refused: {text}"));
+                self.wait_out(error, self.options.retry.other).await?;
+                Ok(Some(Exit::Reopen))
+            }
+            Answer::Refused { index, text } => {
+                let named = index.map(|index| batch.name(index)).filter(|named| named.end != 0);
+                let Some(named) = named else {
+                    return Err(Error::new(side, format!("a batch was refused: {text}")).into());
+                };
+                let failure = self.failure(&named, text, false);
+                self.state.conflicts += 1;
+                let mut failures = self.notes.failures()?.unwrap_or_default();
+                let stop = self.options.on_error == OnError::Stop;
+                let error = failure.to_error(side, 0);
+                tracing::warn!(%error, "the destination refuses a command");
+                if !stop {
+                    self.notes.log(&failure)?;
+                }
+                failures.commands.retain(|known| !known.passed && known.offset > flow.written);
+                failures.skip = !stop;
+                failures.commands.push(failure);
+                self.notes.set_failures(Some(&failures))?;
+                if stop { Err(error.into()) } else { Ok(Some(Exit::Reopen)) }
+            }
+            Answer::Torn { text } => Err(Error::new(
+                side,
+                format!("MULTI was refused ({text}), but not what followed: commands may have run twice"),
+            )
+            .remedy("verify and repair before the switch")
+            .into()),
+        }
+    }
+
+    /// Commands failed inside EXEC: the rest of the batch, and the position, are applied.
+    fn failed(&mut self, batch: &Batch, failed: &[(usize, String)]) -> Step<()> {
+        let side = self.options.to.side;
+        let mut failures = Vec::new();
+        for (index, text) in failed {
+            let named = batch.name(*index);
+            if matches!(named.name.as_str(), "PUBLISH" | "SPUBLISH") {
+                continue;
+            }
+            failures.push(self.failure(&named, text.clone(), true));
+        }
+        let Some(first) = failures.first() else { return Ok(()) };
+        self.state.conflicts += failures.len() as u64;
+        let error = first.to_error(side, failures.len() - 1);
+        if self.options.on_conflict == OnConflict::Skip {
+            tracing::warn!(%error, "left out");
+            for failure in &failures {
+                self.notes.log(failure)?;
+            }
+            return Ok(());
+        }
+        self.notes.set_failures(Some(&Failures { commands: failures, skip: false }))?;
+        self.note_applied(batch.end);
+        self.state.commands_applied += batch.commands;
+        Err(error.into())
+    }
+
+    fn failure(&self, named: &super::batch::Named, error: String, passed: bool) -> Failure {
+        Failure {
+            at_ms: unix_ms(),
+            command: named.name.clone(),
+            key: named.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()),
+            db: named.db,
+            offset: named.end,
+            error,
+            passed,
+        }
+    }
+
+    /// Leaves out what was decided to be left out, and forgets what lies behind us.
+    fn forget_skipped(&mut self, after: u64, collector: &mut Collector) -> Result<()> {
+        let Some(mut failures) = self.notes.failures()? else { return Ok(()) };
+        failures.commands.retain(|failure| failure.offset > after);
+        for failure in &failures.commands {
+            collector.skip(failure.offset);
+        }
+        let left = !failures.commands.is_empty();
+        self.notes.set_failures(left.then_some(&failures))
+    }
+
+    /// After trouble with the connection to the destination.
+    async fn reopen(&mut self, error: Error, lost: bool) -> Step<Exit> {
+        let window = if lost { self.options.retry.connection } else { self.options.retry.other };
+        self.wait_out(error, window).await?;
+        Ok(Exit::Reopen)
+    }
+
+    /// A slice of the sweep. The link is idle.
+    async fn slice(&mut self, flow: &mut Flow) -> Step<Result<()>> {
+        let Some(sweep) = &mut flow.sweep else { return Ok(Ok(())) };
+        if *self.paused.borrow() {
+            return Ok(Ok(()));
+        }
+        let exact_time = flow.dialect.pexpiretime;
+        let slice = sweep.slice(&mut flow.client, flow.collector.transform(), exact_time, unix_ms());
+        let done = self.cancel.run_until_cancelled(slice).await.ok_or(End::Stopped)?;
+        let report = match done {
+            Ok(None) => return Ok(Ok(())),
+            Ok(Some(report)) => report,
+            Err(error) => return Ok(Err(error)),
+        };
+        let settled = sweep.is_settling();
+        flow.sweep = None;
+        tracing::debug!(?report, settled, "a sweep over the expiries is done");
+        if settled {
+            flow.settled_until = Some(Instant::now() + settle::HOLDS);
+            self.state.settled = true;
+            self.publish();
+            if let Some((_, reply)) = flow.settling.take() {
+                let _ = reply.send(Ok(report));
+            }
+        } else {
+            self.notes.set_padded(true)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Begins to pad.
+    async fn pad_again(&mut self, flow: &mut Flow) -> Result<()> {
+        self.state.settled = false;
+        flow.settled_until = None;
+        if let Some((_, reply)) = flow.settling.take() {
+            let _ =
+                reply.send(Err(Error::passing(Side::Gateway, "the expiries could not be settled in time")));
+        }
+        flow.sweep = Some(Sweep::pad(&mut flow.client, flow.collector.transform()).await?);
+        Ok(())
+    }
+
+    async fn watch_settled(&mut self, flow: &mut Flow) -> Result<()> {
+        let now = Instant::now();
+        let late = flow.settling.as_ref().is_some_and(|(deadline, _)| *deadline <= now);
+        let lapsed = flow.settled_until.is_some_and(|until| until <= now);
+        if (late || lapsed) && !flow.link.is_busy() {
+            tracing::debug!(late, "expiries are padded again");
+            self.pad_again(flow).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers a request. The inner error: the connection to the destination failed.
+    async fn serve(&mut self, flow: &mut Flow, request: Request) -> Step<Result<()>> {
+        let wants_quiet =
+            matches!(request, Request::SettleLast { .. } | Request::Settle { .. } | Request::Pad { .. });
+        if wants_quiet && flow.link.is_busy() {
+            // What it does is read and write at one place of the stream.
+            let answer = tokio::time::timeout(LAST_ANSWER, flow.link.answer()).await;
+            match answer {
+                Ok(Ok((batch, answer))) => {
+                    if self.answered(flow, batch, answer).await?.is_some() {
+                        refuse(request, "the destination refuses writes");
+                        return Ok(Err(Error::passing(self.options.to.side, "a batch was refused")));
+                    }
+                }
+                Ok(Err(error)) => {
+                    refuse(request, "the connection to the destination was lost");
+                    return Ok(Err(error));
+                }
+                Err(_) => {
+                    refuse(request, "the destination does not answer");
+                    return Ok(Ok(()));
+                }
+            }
+        }
+        match request {
+            Request::Settle { deadline, reply } => {
+                if self.state.stage != Stage::Live {
+                    let error = Error::passing(Side::Gateway, "the mirror is not in step with the source");
+                    let _ = reply.send(Err(error));
+                    return Ok(Ok(()));
+                }
+                if let Some((_, before)) = flow.settling.take() {
+                    let _ = before.send(Err(Error::passing(Side::Gateway, "asked for again")));
+                }
+                self.notes.set_padded(false)?;
+                flow.settled_until = None;
+                flow.settling = Some((deadline, reply));
+                match Sweep::settle(&mut flow.client, flow.collector.transform()).await {
+                    Ok(sweep) => flow.sweep = Some(sweep),
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            Request::SettleLast { reply } => {
+                let settled = flow.settled_until.is_some()
+                    && matches!(flow.collector.transform().mode(), Mode::Settling { .. });
+                if !settled {
+                    let error =
+                        Error::passing(Side::Gateway, "the expiries are not settled, or not any more");
+                    let _ = reply.send(Err(error));
+                    return Ok(Ok(()));
+                }
+                let exact_time = flow.dialect.pexpiretime;
+                let near = flow.collector.transform().near();
+                match settle::settle_last(&mut flow.client, near, exact_time).await {
+                    Ok(()) => {
+                        flow.settled_until = Some(Instant::now() + settle::HOLDS_LAST);
+                        let _ = reply.send(Ok(()));
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(Error::passing(error.side, error.message.clone())));
+                        return Ok(Err(error));
+                    }
+                }
+            }
+            Request::Pad { reply } => {
+                let padded = flow.collector.transform().mode() == Mode::Padded;
+                if !padded && let Err(error) = self.pad_again(flow).await {
+                    let _ = reply.send(Err(Error::passing(error.side, error.message.clone())));
+                    return Ok(Err(error));
+                }
+                let _ = reply.send(Ok(()));
+            }
+            other => refuse(other, "the mirror is applying"),
+        }
+        Ok(Ok(()))
+    }
+
+    fn recovered_from_stall(&mut self, flow: &mut Flow) {
+        if flow.probes > 0 || self.state.error.is_some() {
+            self.recovered();
+        }
+        flow.probes = 0;
+    }
+
+    /// Notices a destination that does not answer. True: it does answer others, so the connection is of no use.
+    async fn watch_stall(&mut self, flow: &mut Flow) -> bool {
+        let silent = flow.sent_at.elapsed();
+        if !flow.link.is_busy() || silent < STALLED {
+            return false;
+        }
+        let side = self.options.to.side;
+        if self.state.error.is_none() {
+            let left = self.options.retry.connection.saturating_sub(silent);
+            let error =
+                Error::passing(side, format!("the {side} has not answered for {} s", silent.as_secs()));
+            self.state.error = Some(Trouble::new(&error, Some(SystemTime::now() + left)));
+            tracing::warn!(%error, "the mirror waits");
+        }
+        match &mut flow.probe {
+            Some(probe) if probe.is_finished() => {
+                let answered = probe.await.unwrap_or(false);
+                flow.probe = None;
+                flow.probes = if answered { flow.probes + 1 } else { 1 };
+                // Twice, some time apart: a long command may have ended between the question and the answer.
+                answered && flow.probes > 3
+            }
+            Some(_) => false,
+            None => {
+                let to = self.options.to.clone();
+                flow.probes = flow.probes.max(1);
+                flow.probe = Some(tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    let Ok(mut client) = Client::open(&to, Duration::from_secs(3)).await else {
+                        return false;
+                    };
+                    client.command(&["PING"]).await.is_ok()
+                }));
+                false
+            }
+        }
+    }
+
+    /// Stage, lag and the receiver's troubles.
+    fn watch_source(&mut self, flow: &mut Flow) -> Result<()> {
+        let link = self.receiver.as_mut().map(|receiver| receiver.state.borrow_and_update().link.clone());
+        let stalled = flow.probes > 0 && flow.link.is_busy();
+        match &link {
+            Some(ReceiverLink::Streaming) | None if stalled => {}
+            Some(link) => self.note_receiver(link)?,
+            None => {}
+        }
+        let applied = *self.applied.borrow();
+        let mut lag = 0.0;
+        if applied < self.journal.received() {
+            let oldest = flow.link.oldest_ms().or_else(|| flow.collector.oldest_ms());
+            lag = oldest.map_or(0.0, |oldest| unix_ms().saturating_sub(oldest) as f64);
+        }
+        let mut lost = false;
+        if let Some(ReceiverLink::Lost { since, .. }) = &link {
+            lost = true;
+            lag = lag.max(since.elapsed().as_secs_f64() * 1000.0);
+        }
+        self.state.lag_ms = lag;
+        let streaming = matches!(link, Some(ReceiverLink::Streaming));
+        let was_live = self.state.stage == Stage::Live;
+        let stage = if *self.paused.borrow() {
+            Stage::Paused
+        } else if lost {
+            Stage::Connecting
+        } else if streaming && !stalled && lag <= if was_live { LIVE_MS * 10.0 } else { LIVE_MS } {
+            Stage::Live
+        } else {
+            Stage::CatchingUp
+        };
+        self.stage(stage);
+        self.publish();
+        self.journal.trim(flow.written);
+        Ok(())
+    }
+
+    /// Stopped: the batch on its way is answered, and a position that only moved in memory is written.
+    async fn last_words(&mut self, flow: &mut Flow) {
+        let farewell = async {
+            if flow.link.is_busy() {
+                let (batch, answer) = flow.link.answer().await?;
+                if let Answer::Applied { failed } = answer {
+                    if !failed.is_empty() {
+                        let _ = self.failed(&batch, &failed);
+                    }
+                    flow.written = batch.end;
+                    self.note_applied(batch.end);
+                } else {
+                    return Ok(());
+                }
+            }
+            let (sealed, db) = flow.collector.sealed();
+            if !flow.collector.has_effects() && sealed > flow.written {
+                let text = self.mark_at(sealed, db);
+                flow.client.command(&["SET", super::POSITION_KEY, &text]).await?;
+                self.note_applied(sealed);
+            }
+            Ok::<(), Error>(())
+        };
+        if tokio::time::timeout(LAST_ANSWER, farewell).await.is_err() {
+            tracing::info!(
+                "the mirror stops without an answer to its last batch; the position tells what became of it"
+            );
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What a mirror keeps on its own disk, beside the journal.
+//!
+//! ```text
+//! failure.json    the commands that the destination did not run, and whether somebody resolved that
+//! failures.log    those that were left out by policy, one JSON object a line
+//! begun           exists once the destination has borne our mark; holds the position that it began with
+//! padded          exists while every expiry on the destination is known to be padded
+//! ```
+//! Each file is replaced as a whole (written aside, synced, renamed), and so is what its absence means.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, Side};
+
+/// A command that the destination did not run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// When (unix milliseconds).
+    pub at_ms: u64,
+    /// Its name.
+    pub command: String,
+    /// Its first argument, as a person reads it.
+    pub key: Option<String>,
+    /// Its db.
+    pub db: u32,
+    /// The offset of its last byte in the source's stream.
+    pub offset: u64,
+    /// What the destination said.
+    pub error: String,
+    /// Whether the position behind it was applied, so that it will not come again by itself.
+    pub passed: bool,
+}
+
+impl Failure {
+    /// The error that a person reads.
+    pub fn to_error(&self, side: Side, more: usize) -> Error {
+        let key = self.key.as_ref().map(|key| format!(" of key {key:?}")).unwrap_or_default();
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        let message = format!(
+            "{}{key} in db {} (stream offset {}) failed: {}{more}",
+            self.command, self.db, self.offset, self.error
+        );
+        let remedy = if self.passed {
+            "the data differs there; find out who else writes to that server, then resolve with skip and repair by verify"
+        } else {
+            "the server cannot run this command; make it able to (version, modules, ACL), or resolve with skip"
+        };
+        Error::new(side, message).remedy(remedy)
+    }
+}
+
+/// The content of `failure.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures {
+    /// What failed, in the order of the stream.
+    pub commands: Vec<Failure>,
+    /// Somebody decided to leave them out.
+    pub skip: bool,
+}
+
+/// The notes in one directory.
+#[derive(Debug, Clone)]
+pub struct Notes {
+    dir: PathBuf,
+}
+
+impl Notes {
+    /// The notes in `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(|cause| failed("cannot make the mirror's directory", cause))?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The failures that stand.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none of ours.
+    pub fn failures(&self) -> Result<Option<Failures>> {
+        match fs::read(self.dir.join("failure.json")) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|cause| {
+                Error::new(Side::Gateway, "failure.json in the state directory cannot be understood")
+                    .because(cause)
+            }),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(failed("cannot read failure.json", cause)),
+        }
+    }
+
+    /// Records failures durably, or that there are none any more.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn set_failures(&self, failures: Option<&Failures>) -> Result<()> {
+        let text = failures.map(|failures| serde_json::to_vec_pretty(failures).unwrap_or_default());
+        self.put("failure.json", text.as_deref())
+    }
+
+    /// Adds to the commands that were left out by policy.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn log(&self, failure: &Failure) -> Result<()> {
+        let append = || {
+            let mut file =
+                OpenOptions::new().create(true).append(true).open(self.dir.join("failures.log"))?;
+            let mut line = serde_json::to_vec(failure)?;
+            line.push(b'\n');
+            file.write_all(&line)?;
+            file.sync_data()
+        };
+        append().map_err(|cause| failed("cannot write failures.log", cause))
+    }
+
+    /// What `begun` holds.
+    pub fn begun(&self) -> Option<String> {
+        fs::read_to_string(self.dir.join("begun")).ok()
+    }
+
+    /// Records that the destination bears our mark since `origin`, or that it does not.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn set_begun(&self, origin: Option<&str>) -> Result<()> {
+        self.put("begun", origin.map(str::as_bytes))
+    }
+
+    /// Whether every expiry on the destination is padded.
+    pub fn padded(&self) -> bool {
+        self.dir.join("padded").exists()
+    }
+
+    /// Records whether every expiry on the destination is padded.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn set_padded(&self, padded: bool) -> Result<()> {
+        if padded == self.padded() {
+            return Ok(());
+        }
+        self.put("padded", padded.then_some(&b"yes\n"[..]))
+    }
+
+    fn put(&self, name: &str, text: Option<&[u8]>) -> Result<()> {
+        let path = self.dir.join(name);
+        let put = || {
+            match text {
+                Some(text) => {
+                    let aside = self.dir.join(format!("{name}.new"));
+                    let mut file = File::create(&aside)?;
+                    file.write_all(text)?;
+                    file.sync_all()?;
+                    fs::rename(aside, path)?;
+                }
+                None => match fs::remove_file(path) {
+                    Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+                    _ => {}
+                },
+            }
+            File::open(&self.dir)?.sync_all()
+        };
+        put().map_err(|cause| failed(&format!("cannot write {name}"), cause))
+    }
+}
+
+fn failed(what: &str, cause: io::Error) -> Error {
+    Error::passing(Side::Gateway, what).because(cause).remedy("look at the disk that holds state_dir")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::open(&dir.path().join("forward")).unwrap();
+        assert_eq!((notes.failures().unwrap(), notes.begun(), notes.padded()), (None, None, false));
+        let failure = Failure {
+            at_ms: 1,
+            command: "INCR".into(),
+            key: Some("k".into()),
+            db: 2,
+            offset: 77,
+            error: "WRONGTYPE".into(),
+            passed: true,
+        };
+        let text = failure.to_error(Side::Destination, 1).to_string();
+        for part in ["INCR", "\"k\"", "db 2", "77", "WRONGTYPE", "1 more"] {
+            assert!(text.contains(part), "{text}");
+        }
+        let failures = Failures { commands: vec![failure.clone()], skip: false };
+        notes.set_failures(Some(&failures)).unwrap();
+        notes.set_begun(Some("x 1 0")).unwrap();
+        notes.set_padded(true).unwrap();
+        notes.log(&failure).unwrap();
+        assert_eq!(notes.failures().unwrap(), Some(failures));
+        assert_eq!(notes.begun().as_deref(), Some("x 1 0"));
+        assert!(notes.padded());
+        notes.set_failures(None).unwrap();
+        notes.set_failures(None).unwrap();
+        notes.set_begun(None).unwrap();
+        notes.set_padded(false).unwrap();
+        assert_eq!((notes.failures().unwrap(), notes.begun(), notes.padded()), (None, None, false));
+    }
+}

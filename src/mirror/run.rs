@@ -1,0 +1,715 @@
+//! The task behind a [`Mirror`](super::Mirror): where to begin, the load of a snapshot, retries, and what becomes of
+//! errors. Applying the stream is [`super::apply`], following it before a switch is [`super::standby`].
+//!
+//! ```text
+//!            position on `to`                                begins with
+//! Snapshot,  ours, an offset                                 the journal, or PSYNC, from there
+//! Resume     ours, loading                                   the snapshot on disk if it is that one and whole, else a new one
+//!            none, and it never had one                      a new snapshot
+//!            none, and it had one                            error: emptied or swapped
+//! At(p)      ours, and p was begun with                      as Resume
+//!            anything else of this migration, or none        p
+//! any        of another migration                            error
+//! ```
+//! A source that no longer has what we lack makes us take a new snapshot. Then the destination is emptied first, since it
+//! may hold keys that are gone; with `on_existing_key = "keep"` it is not, and such keys stay.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::link::{self, Found, Opened};
+use super::notes::Notes;
+use super::{
+    Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution, SnapshotProgress,
+    Stage, Start, Trouble,
+};
+use crate::backfill::{self, LoadOptions, Progress};
+use crate::config::OnExistingKey;
+use crate::error::{Error, Result, Side};
+use crate::replication::{
+    Journal, Link as ReceiverLink, ReceiveFrom, Receiver, ReceiverHandle, ReceiverOptions, SnapshotInfo,
+};
+use crate::resp::value::Value;
+use crate::resp::write;
+use crate::server::Client;
+
+/// For connecting to the destination, and for single questions.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the state is published when nothing changes.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// The first and the longest wait between attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Why a step does not go on.
+#[derive(Debug)]
+pub(super) enum End {
+    /// On request.
+    Stopped,
+    /// It cannot.
+    Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        End::Failed(error)
+    }
+}
+
+pub(super) type Step<T> = std::result::Result<T, End>;
+
+/// Why applying ended.
+pub(super) enum Exit {
+    /// The connection is to be opened anew, and the position read.
+    Reopen,
+    /// The source began a new stream.
+    Superseded,
+}
+
+/// How to bring the destination to a position.
+enum Origin {
+    /// It is there.
+    At(Position),
+    /// By the snapshot of this generation of the journal, or of a later one.
+    Snapshot { generation: u64, flush: bool },
+    /// By a snapshot that has yet to be asked for.
+    Fresh { flush: bool },
+}
+
+/// The time as the journal has it.
+pub(super) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Trouble that is being waited out.
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    next: Duration,
+}
+
+pub(super) struct Task {
+    pub(super) options: MirrorOptions,
+    pub(super) notes: Notes,
+    pub(super) journal: Arc<Journal>,
+    pub(super) receiver: Option<ReceiverHandle>,
+    /// The offset that the destination holds: for the source's ACK, and for whoever waits.
+    pub(super) applied: watch::Sender<u64>,
+    publish: watch::Sender<MirrorState>,
+    pub(super) state: MirrorState,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) paused: watch::Receiver<bool>,
+    pub(super) going: watch::Receiver<bool>,
+    pub(super) cancel: CancellationToken,
+    waiting: Option<Waiting>,
+    /// Where a standby was engaged.
+    engaged: Option<Position>,
+    jitter: u64,
+}
+
+/// What a handle and its task share.
+pub(super) struct Ends {
+    pub(super) publish: watch::Sender<MirrorState>,
+    pub(super) applied: watch::Sender<u64>,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) paused: watch::Receiver<bool>,
+    pub(super) going: watch::Receiver<bool>,
+    pub(super) cancel: CancellationToken,
+}
+
+/// Runs a mirror until it is cancelled.
+pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
+    let opened = loop {
+        let opened = Notes::open(&options.dir).and_then(|notes| Ok((notes, Journal::open(&options.dir)?)));
+        match opened {
+            Ok(opened) => break Some(opened),
+            Err(error) => {
+                ends.publish.send_modify(|state| {
+                    state.stage = Stage::Failed;
+                    state.error = Some(Trouble::new(&error, None));
+                });
+                if ends
+                    .cancel
+                    .run_until_cancelled(ends.paused.changed())
+                    .await
+                    .is_none_or(|gone| gone.is_err())
+                {
+                    break None;
+                }
+            }
+        }
+    };
+    let Some((notes, journal)) = opened else { return };
+    let Ends { publish, applied, requests, paused, going, cancel } = ends;
+    let state = publish.borrow().clone();
+    let mut task = Task {
+        options,
+        notes,
+        journal: Arc::new(journal),
+        receiver: None,
+        applied,
+        publish,
+        state,
+        requests,
+        paused,
+        going,
+        cancel,
+        waiting: None,
+        engaged: None,
+        jitter: unix_ms() | 1,
+    };
+    loop {
+        match task.session().await {
+            Err(End::Stopped) => break,
+            Err(End::Failed(_)) if task.cancel.is_cancelled() => break,
+            Err(End::Failed(error)) => {
+                tracing::error!(direction = %task.options.direction, %error, "the mirror has stopped");
+                task.state.stage = Stage::Failed;
+                task.state.error = Some(Trouble::new(&error, None));
+                task.publish();
+                if task.wait_for_help(&error).await.is_err() {
+                    break;
+                }
+                task.waiting = None;
+                task.state.error = None;
+            }
+            Ok(()) => {}
+        }
+    }
+    if let Some(receiver) = task.receiver.take() {
+        receiver.stop().await;
+    }
+    task.state.stage = Stage::Stopped;
+    task.publish();
+}
+
+impl Task {
+    /// Everything from the beginning to an end.
+    async fn session(&mut self) -> Step<()> {
+        if let Some(failures) = self.notes.failures()?
+            && !failures.skip
+            && let Some(first) = failures.commands.first()
+        {
+            self.state.conflicts = self.state.conflicts.max(failures.commands.len() as u64);
+            return Err(first.to_error(self.options.to.side, failures.commands.len() - 1).into());
+        }
+        self.stage(Stage::Connecting);
+        if self.options.start == Start::Standby && self.engaged.is_none() {
+            let opened = self.open().await?;
+            self.refuse_foreign(&opened.found)?;
+            drop(opened);
+            self.notes.set_padded(false)?;
+            self.notes.set_begun(None)?;
+            self.engaged = Some(self.standby().await?);
+        }
+        let mut opened = self.open().await?;
+        let mut origin = self.origin(&mut opened).await?;
+        loop {
+            let position = match origin {
+                Origin::At(position) => {
+                    self.follow(&position).await;
+                    position
+                }
+                Origin::Snapshot { generation, flush } => {
+                    self.load(&mut opened.client, generation, flush).await?
+                }
+                Origin::Fresh { flush } => {
+                    let generation = self.full_sync().await;
+                    self.load(&mut opened.client, generation, flush).await?
+                }
+            };
+            origin = match self.apply(opened, position).await? {
+                Exit::Reopen => {
+                    opened = self.open().await?;
+                    self.reread(&opened.found)?
+                }
+                Exit::Superseded => {
+                    opened = self.open().await?;
+                    // A receiver that was told to throw snapshots away is replaced by one that takes them.
+                    self.state.full_resyncs += 1;
+                    match self.journal.snapshot() {
+                        Some(info) => Origin::Snapshot { generation: info.generation, flush: true },
+                        None => Origin::Fresh { flush: true },
+                    }
+                }
+            };
+        }
+    }
+
+    fn ours(&self, mark: &Mark) -> bool {
+        mark.id == self.options.id && mark.direction == self.options.direction
+    }
+
+    fn refuse_foreign(&self, found: &Found) -> Result<()> {
+        let side = self.options.to.side;
+        let text = match found {
+            Found::Mark(mark) if mark.id != self.options.id => format!("migration {:?}", mark.id),
+            Found::Other(text) => format!("something else ({text:?})"),
+            _ => return Ok(()),
+        };
+        Err(Error::new(
+            side,
+            format!("the {side} is being written to by {text}, as its key {POSITION_KEY} says"),
+        )
+        .remedy(format!(
+            "finish or abort that migration, or delete the key {POSITION_KEY} if it is long over"
+        )))
+    }
+
+    fn emptied(&self) -> Error {
+        let side = self.options.to.side;
+        Error::new(
+            side,
+            format!("the key {POSITION_KEY} is gone: the {side} was emptied or replaced, or came back without its data"),
+        )
+        .remedy("if nobody did that on purpose, look at that server first; then abort and start again")
+    }
+
+    async fn origin(&mut self, opened: &mut Opened) -> Step<Origin> {
+        self.refuse_foreign(&opened.found)?;
+        let floor = match (&self.options.start, &self.engaged) {
+            (Start::At(position), _) | (Start::Standby, Some(position)) => Some(position.clone()),
+            _ => None,
+        };
+        if let Some(floor) = floor {
+            if self.notes.begun().as_deref() == Some(floor.to_string().as_str()) {
+                return match &opened.found {
+                    Found::Mark(Mark { reach: Reach::At(at), .. })
+                        if at.offset < floor.offset && at.replid == floor.replid =>
+                    {
+                        Err(self.emptied().into())
+                    }
+                    found => Ok(self.reread(found)?),
+                };
+            }
+            self.mark(&mut opened.client, Reach::At(floor.clone())).await?;
+            self.notes.set_begun(Some(&floor.to_string()))?;
+            return Ok(Origin::At(floor));
+        }
+        match &opened.found {
+            Found::Nothing if self.notes.begun().is_none() => {
+                self.check_existing(&mut opened.client).await?;
+                Ok(Origin::Fresh { flush: false })
+            }
+            Found::Mark(mark) if self.ours(mark) && matches!(mark.reach, Reach::Loading { .. }) => {
+                let Reach::Loading { generation: loading } = mark.reach else {
+                    return Err(self.emptied().into());
+                };
+                let whole =
+                    self.journal.snapshot().filter(|info| info.complete && info.generation == loading);
+                if whole.is_some() && self.journal.can_continue() {
+                    self.receive(ReceiveFrom::Journal);
+                    return Ok(Origin::Snapshot { generation: loading, flush: false });
+                }
+                Ok(Origin::Fresh { flush: true })
+            }
+            found => Ok(self.reread(found)?),
+        }
+    }
+
+    /// Where to go on, by what the destination says.
+    fn reread(&self, found: &Found) -> Result<Origin> {
+        match found {
+            Found::Mark(mark) if self.ours(mark) => match &mark.reach {
+                Reach::At(position) => Ok(Origin::At(position.clone())),
+                // It came back with data from the time of the load.
+                Reach::Loading { .. } => Ok(Origin::Fresh { flush: true }),
+            },
+            Found::Nothing => Err(self.emptied()),
+            Found::Mark(mark) if mark.id == self.options.id => Err(Error::new(
+                self.options.to.side,
+                format!("its key {POSITION_KEY} belongs to the {} mirror of this migration", mark.direction),
+            )
+            .remedy("source and destination seem to be exchanged in the configuration")),
+            found => self.refuse_foreign(found).and_then(|()| Err(self.emptied())),
+        }
+    }
+
+    /// With `on_existing_key = "fail"` the destination must hold nothing but keys of the gateway.
+    async fn check_existing(&mut self, client: &mut Client) -> Result<()> {
+        if self.options.on_existing_key != OnExistingKey::Fail {
+            return Ok(());
+        }
+        let side = self.options.to.side;
+        let refusal = |what: String| {
+            Error::new(side, format!("the {side} is not empty: {what}")).remedy(
+                "empty it, or set snapshot.on_existing_key to \"keep\" or \"replace\" to load beside what is there",
+            )
+        };
+        for space in client.info("keyspace").await?.keyspace() {
+            if space.db != 0 || space.keys > 100 {
+                return Err(refusal(format!("db {} holds {} keys", space.db, space.keys)));
+            }
+            let mut cursor = "0".to_owned();
+            loop {
+                let reply = client.command(&["SCAN", &cursor, "COUNT", "1000"]).await?;
+                let parts = reply.into_array().unwrap_or_default();
+                let keys = parts.get(1).and_then(Value::as_array).unwrap_or_default();
+                let foreign =
+                    keys.iter().filter_map(Value::as_bytes).find(|key| !super::transform::is_own(key));
+                if let Some(key) = foreign {
+                    return Err(refusal(format!("db 0 holds the key {:?}", String::from_utf8_lossy(key))));
+                }
+                cursor = parts.first().and_then(Value::as_str).unwrap_or("0").to_owned();
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the position key.
+    async fn mark(&self, client: &mut Client, reach: Reach) -> Result<()> {
+        client.command(&["SET", POSITION_KEY, &self.mark_text(reach)]).await.map(drop)
+    }
+
+    fn mark_text(&self, reach: Reach) -> String {
+        Mark { id: self.options.id.clone(), direction: self.options.direction, reach }.to_string()
+    }
+
+    /// The text of the position key for a place in the stream.
+    pub(super) fn mark_at(&self, offset: u64, db: u32) -> String {
+        self.mark_text(Reach::At(self.place(offset, db)))
+    }
+
+    pub(super) fn place(&self, offset: u64, db: u32) -> Position {
+        let replid = self.journal.replid().unwrap_or_else(|| "?".into());
+        Position { replid, offset, db }
+    }
+
+    fn receive(&mut self, start: ReceiveFrom) {
+        let options = ReceiverOptions::new(
+            self.options.from.clone(),
+            Arc::clone(&self.journal),
+            start,
+            self.applied.subscribe(),
+            self.cancel.child_token(),
+        );
+        self.receiver = Some(Receiver::spawn(options));
+    }
+
+    /// Begins a receiver of the given kind in place of the one that runs.
+    pub(super) async fn replace_receiver(&mut self, start: ReceiveFrom) {
+        if let Some(receiver) = self.receiver.take() {
+            receiver.stop().await;
+        }
+        self.receive(start);
+    }
+
+    /// Asks for a snapshot; answers the generation that it will have.
+    async fn full_sync(&mut self) -> u64 {
+        let generation = self.journal.generation() + 1;
+        self.applied.send_replace(0);
+        self.replace_receiver(ReceiveFrom::FullSync).await;
+        generation
+    }
+
+    /// Makes sure that the journal gives the stream behind a position.
+    async fn follow(&mut self, position: &Position) {
+        self.applied.send_replace(position.offset);
+        if self.receiver.is_none() || !self.journal.covers(position) {
+            self.replace_receiver(ReceiveFrom::Continue(position.clone())).await;
+        }
+    }
+
+    /// Opens the connection to the destination, for as long as the retry window allows.
+    async fn open(&mut self) -> Step<Opened> {
+        loop {
+            let cancel = self.cancel.clone();
+            let opening = link::open(&self.options.to, &self.options.id, self.options.direction, TIMEOUT);
+            match cancel.run_until_cancelled(opening).await.ok_or(End::Stopped)? {
+                Ok(opened) => return Ok(opened),
+                Err(error) => self.wait_out(error, self.options.retry.connection).await?,
+            }
+        }
+    }
+
+    /// Waits before the next attempt, if the error may pass and the window is open.
+    pub(super) async fn wait_out(&mut self, error: Error, window: Duration) -> Step<()> {
+        if !error.retry {
+            return Err(error.into());
+        }
+        let waiting = self.waiting.get_or_insert_with(|| {
+            tracing::warn!(%error, ?window, "the mirror waits");
+            Waiting { since: Instant::now(), next: BACKOFF.0 }
+        });
+        let left = window.saturating_sub(waiting.since.elapsed());
+        if left.is_zero() {
+            let message = format!("{}; tried again for {window:?}", error.message);
+            return Err(Error::new(error.side, message).because(error).into());
+        }
+        let wait = waiting.next.min(left);
+        waiting.next = (waiting.next * 2).min(BACKOFF.1);
+        self.state.error = Some(Trouble::new(&error, Some(SystemTime::now() + left)));
+        self.stage(Stage::Connecting);
+        // Up to a quarter more, so that several mirrors do not come back at the same instant.
+        self.jitter =
+            self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let wait = wait + wait.mul_f64((self.jitter >> 40) as f64 / f64::from(1u32 << 26));
+        self.rest(wait, "the mirror is not connected").await
+    }
+
+    /// Sleeps; requests are refused meanwhile.
+    async fn rest(&mut self, time: Duration, why: &str) -> Step<()> {
+        let until = Instant::now() + time;
+        loop {
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(End::Stopped),
+                () = tokio::time::sleep_until(until) => return Ok(()),
+                () = tokio::time::sleep(TICK) => self.publish(),
+                Some(request) = self.requests.recv() => refuse(request, why),
+            }
+        }
+    }
+
+    /// Whatever it was that was waited out, it is over.
+    pub(super) fn recovered(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            tracing::info!(after = ?waiting.since.elapsed(), "the mirror goes on");
+        }
+        self.state.error = None;
+    }
+
+    /// Stays failed until somebody resolves the failure, or resumes a mirror that has none.
+    async fn wait_for_help(&mut self, error: &Error) -> Step<()> {
+        self.paused.mark_unchanged();
+        loop {
+            let request = tokio::select! {
+                () = self.cancel.cancelled() => return Err(End::Stopped),
+                changed = self.paused.changed() => {
+                    let resumed = changed.is_ok() && !*self.paused.borrow();
+                    if resumed { return Ok(()) }
+                    continue;
+                }
+                Some(request) = self.requests.recv() => request,
+            };
+            let Request::Resolve { resolution: Resolution::Skip, reply } = request else {
+                refuse(request, &format!("the mirror has failed: {}", error.message));
+                continue;
+            };
+            let resolved = match self.notes.failures() {
+                Ok(Some(mut failures)) => {
+                    failures.skip = true;
+                    let to_come = failures.commands.iter().any(|failure| !failure.passed);
+                    self.notes.set_failures(to_come.then_some(&failures))
+                }
+                Ok(None) => Err(Error::new(Side::Gateway, "there is no failed command to resolve")),
+                Err(error) => Err(error),
+            };
+            let done = resolved.is_ok();
+            let _ = reply.send(resolved);
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Loads the snapshot of a generation, or of a later one; answers the position behind it.
+    async fn load(&mut self, client: &mut Client, mut generation: u64, mut flush: bool) -> Step<Position> {
+        let begun = Instant::now();
+        self.state.snapshot = SnapshotProgress::default();
+        loop {
+            self.stage(Stage::Snapshot);
+            let info = self.await_snapshot(generation).await?;
+            flush |= info.generation != generation;
+            generation = info.generation;
+            match self.load_once(client, &info, flush, begun).await {
+                Ok(()) => {
+                    let position = Position {
+                        replid: info.replid.unwrap_or_else(|| "?".into()),
+                        offset: info.offset,
+                        db: 0,
+                    };
+                    self.mark(client, Reach::At(position.clone())).await?;
+                    self.notes.set_begun(Some(&position.to_string()))?;
+                    self.notes.set_padded(true)?;
+                    self.recovered();
+                    self.applied.send_replace(position.offset);
+                    self.state.snapshot.seconds = begun.elapsed().as_secs_f64();
+                    tracing::info!(
+                        keys = self.state.snapshot.keys_loaded,
+                        seconds = self.state.snapshot.seconds,
+                        "the snapshot is loaded"
+                    );
+                    return Ok(position);
+                }
+                Err(End::Failed(error)) => {
+                    self.wait_out(error, self.options.retry.connection).await?;
+                    if self.journal.snapshot().is_none_or(|now| now.generation != generation) {
+                        flush = true;
+                    } else if !self.snapshot_arrives() {
+                        generation += 1;
+                        flush = true;
+                    }
+                    *client = self.open().await?.client;
+                }
+                Err(End::Stopped) => return Err(End::Stopped),
+            }
+        }
+    }
+
+    /// Whether the snapshot in the journal is whole, or will be.
+    fn snapshot_arrives(&self) -> bool {
+        let receiving = self.receiver.as_ref().map(|receiver| receiver.state.borrow().link.clone());
+        self.journal.snapshot().is_some_and(|info| info.complete)
+            || matches!(receiving, Some(ReceiverLink::Snapshot { .. } | ReceiverLink::Streaming))
+    }
+
+    /// Waits until a snapshot of that generation, or of a later one, is there or arriving.
+    async fn await_snapshot(&mut self, generation: u64) -> Step<SnapshotInfo> {
+        loop {
+            if let Some(info) = self.journal.snapshot().filter(|info| info.generation >= generation) {
+                return Ok(info);
+            }
+            let Some(receiver) = &mut self.receiver else {
+                self.full_sync().await;
+                continue;
+            };
+            let link = receiver.state.borrow_and_update().link.clone();
+            self.note_receiver(&link)?;
+            self.publish();
+            let Some(receiver) = &mut self.receiver else { continue };
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(End::Stopped),
+                changed = receiver.state.changed() => if changed.is_err() { self.receiver = None },
+                Some(request) = self.requests.recv() => refuse(request, "the mirror is waiting for the snapshot"),
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
+    async fn load_once(
+        &mut self,
+        client: &mut Client,
+        info: &SnapshotInfo,
+        flush: bool,
+        begun: Instant,
+    ) -> Step<()> {
+        let loading = self.mark_text(Reach::Loading { generation: info.generation });
+        if flush && self.options.on_existing_key == OnExistingKey::Keep {
+            tracing::warn!(
+                "a new snapshot is loaded over the old data: keys that are gone from the source stay"
+            );
+        }
+        if flush && self.options.on_existing_key != OnExistingKey::Keep {
+            tracing::warn!(side = %self.options.to.side, "the source made us take a new snapshot: the destination is emptied for it");
+            let mut out = Vec::new();
+            write::command(&mut out, &["MULTI"]);
+            write::command(&mut out, &["FLUSHALL"]);
+            write::command(&mut out, &["SET", POSITION_KEY, &loading]);
+            for (key, value) in &self.options.own_keys {
+                write::command(&mut out, &[&b"SET"[..], key.as_bytes(), value]);
+            }
+            write::command(&mut out, &["EXEC"]);
+            client.set_timeout(Duration::from_secs(60));
+            let replies = client.pipeline(&out, 4 + self.options.own_keys.len()).await;
+            client.set_timeout(TIMEOUT);
+            if let Some(text) = replies?.iter().find_map(Value::error) {
+                let error = if crate::server::passes(&text) { Error::passing } else { Error::new };
+                return Err(error(self.options.to.side, format!("FLUSHALL was refused: {text}")).into());
+            }
+        } else {
+            client.command(&["SET", POSITION_KEY, &loading]).await?;
+        }
+        let reader = self.journal.snapshot_reader()?;
+        let progress = Arc::new(Progress::default());
+        if let Some(expected) = info.expected {
+            progress.set_bytes_expected(expected);
+        }
+        let options = LoadOptions {
+            connections: self.options.load_connections,
+            existing: self.options.on_existing_key,
+            ..LoadOptions::new(self.options.to.clone())
+        };
+        let load = backfill::load(reader, options, Arc::clone(&progress), self.cancel.child_token());
+        tokio::pin!(load);
+        loop {
+            let outcome = tokio::select! {
+                outcome = &mut load => Some(outcome),
+                Some(request) = self.requests.recv() => {
+                    refuse(request, "the mirror is loading the snapshot");
+                    continue;
+                }
+                () = tokio::time::sleep(TICK) => None,
+            };
+            let view = progress.view();
+            self.state.snapshot = SnapshotProgress {
+                keys_loaded: view.keys_loaded,
+                keys_expected: view.keys_expected,
+                bytes_read: view.bytes_read,
+                bytes_expected: view.bytes_expected,
+                seconds: begun.elapsed().as_secs_f64(),
+            };
+            self.publish();
+            match outcome {
+                None => {}
+                Some(_) if self.cancel.is_cancelled() => return Err(End::Stopped),
+                Some(Ok(_)) => return Ok(()),
+                Some(Err(error)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes the receiver's troubles over into the state.
+    pub(super) fn note_receiver(&mut self, link: &ReceiverLink) -> Result<()> {
+        match link {
+            ReceiverLink::Lost { since, error } => {
+                let left = self.options.retry.connection.saturating_sub(since.elapsed());
+                self.state.error = Some(Trouble::new(error, Some(SystemTime::now() + left)));
+            }
+            ReceiverLink::Failed(error) if error.retry => self.state.error = Some(Trouble::new(error, None)),
+            ReceiverLink::Failed(error) => {
+                self.receiver = None;
+                let mut lasting = Error::new(error.side, error.message.clone()).because(Arc::clone(error));
+                lasting.remedy.clone_from(&error.remedy);
+                return Err(lasting);
+            }
+            _ => {
+                if self.waiting.is_none() {
+                    self.state.error = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn stage(&mut self, stage: Stage) {
+        if self.state.stage != stage {
+            tracing::debug!(direction = %self.options.direction, from = ?self.state.stage, to = ?stage, "mirror");
+            self.state.stage = stage;
+            self.publish();
+        }
+    }
+
+    /// Shows the state to whoever watches.
+    pub(super) fn publish(&mut self) {
+        self.state.received = self.journal.received();
+        self.state.applied = *self.applied.borrow();
+        if let Some(replid) = self.journal.replid() {
+            self.state.replid = replid;
+        }
+        self.publish.send_if_modified(|shown| {
+            let differs = *shown != self.state;
+            if differs {
+                shown.clone_from(&self.state);
+            }
+            differs
+        });
+    }
+}
+
+/// Answers a request that cannot be served now.
+pub(super) fn refuse(request: Request, why: &str) {
+    let error = || Error::passing(Side::Gateway, why);
+    match request {
+        Request::Engage { reply, .. } => drop(reply.send(Err(error()))),
+        Request::Settle { reply, .. } => drop(reply.send(Err(error()))),
+        Request::SettleLast { reply } | Request::Pad { reply } | Request::Resolve { reply, .. } => {
+            drop(reply.send(Err(error())));
+        }
+    }
+}

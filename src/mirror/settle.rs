@@ -1,0 +1,302 @@
+//! Makes the destination's expiries exact before a switch, and pads them again if it does not come.
+//!
+//! A sweep goes over all keys that have an expiry, in small slices between two batches of the stream. The applier is
+//! the only writer and has no batch on its way during a slice, so reading an expiry and writing it is one step.
+//!
+//! ```text
+//! settle         new expiries of the stream: exact if further away than FAR, else padded and remembered ("near")
+//!                the sweep does the same with those that are there
+//!                the near ones once more: exact if further away than CLOSE; from now on CLOSE also for the stream
+//! settle_last    inside the pause: the near ones, all of them
+//! pad            new expiries of the stream are padded; then the exact ones that come due within a minute; then a sweep
+//! ```
+//! Between settle and settle_last no exact expiry can come due for CLOSE, in which time the switch happens; if it does
+//! not, they are padded again by themselves after [`HOLDS`]. So at no time does the destination remove a key that the
+//! source still has.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::SettleReport;
+use super::expiry::{is_padded, padded, true_expiry};
+use super::transform::{Mode, Place, SOON_MS, Transform, is_own, select};
+use crate::error::{Error, Result};
+use crate::resp::value::Value;
+use crate::resp::write;
+use crate::server::Client;
+
+/// Expiries nearer than this are not made exact by the first round: it covers the time that a sweep takes.
+const FAR_MS: u64 = SOON_MS;
+/// Expiries nearer than this are left for the very last.
+const CLOSE_MS: u64 = 12_000;
+/// How long expiries stay settled while nobody asks for the last step.
+pub const HOLDS: Duration = Duration::from_secs(10);
+/// How long they stay exact after the last step, if the mirror is not stopped.
+pub const HOLDS_LAST: Duration = Duration::from_secs(60);
+
+/// Keys looked at in one slice.
+const SLICE: usize = 500;
+
+/// What a sweep does to the expiries that it finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// Padded ones become exact if they lie further away than this; nearer ones are remembered.
+    Exact { beyond_ms: u64 },
+    /// Exact ones become padded.
+    Pad,
+}
+
+/// A sweep that is under way.
+#[derive(Debug)]
+pub struct Sweep {
+    aim: Aim,
+    /// Keys that come before everything else.
+    first: Vec<Place>,
+    /// Dbs that are still to be scanned; the front one from `cursor` on.
+    dbs: VecDeque<u32>,
+    cursor: Vec<u8>,
+    /// Whether the near keys have had their second round.
+    again: bool,
+    report: SettleReport,
+    begun: Instant,
+}
+
+impl Sweep {
+    /// Begins to make expiries exact.
+    ///
+    /// # Errors
+    /// The destination does not answer.
+    pub async fn settle(client: &mut Client, transform: &mut Transform) -> Result<Self> {
+        transform.set_mode(Mode::Settling { window_ms: FAR_MS });
+        Self::begin(client, Aim::Exact { beyond_ms: FAR_MS }, Vec::new()).await
+    }
+
+    /// Begins to pad expiries.
+    ///
+    /// # Errors
+    /// The destination does not answer.
+    pub async fn pad(client: &mut Client, transform: &mut Transform) -> Result<Self> {
+        transform.set_mode(Mode::Padded);
+        transform.near().clear();
+        let first = std::mem::take(transform.soon()).into_iter().collect();
+        Self::begin(client, Aim::Pad, first).await
+    }
+
+    async fn begin(client: &mut Client, aim: Aim, first: Vec<Place>) -> Result<Self> {
+        let info = client.info("keyspace").await?;
+        let dbs =
+            info.keyspace().into_iter().filter(|space| space.expires > 0).map(|space| space.db).collect();
+        Ok(Self {
+            aim,
+            first,
+            dbs,
+            cursor: b"0".to_vec(),
+            again: false,
+            report: SettleReport::default(),
+            begun: Instant::now(),
+        })
+    }
+
+    /// Whether it makes expiries exact.
+    pub fn is_settling(&self) -> bool {
+        self.aim != Aim::Pad
+    }
+
+    /// Does a slice of the work; the report when that was the last one. No batch may be on its way.
+    ///
+    /// # Errors
+    /// The destination does not answer, or refuses; the sweep has to begin again.
+    pub async fn slice(
+        &mut self,
+        client: &mut Client,
+        transform: &mut Transform,
+        exact_time: bool,
+        now_ms: u64,
+    ) -> Result<Option<SettleReport>> {
+        if !self.first.is_empty() {
+            let rest = self.first.len().saturating_sub(SLICE);
+            let places = self.first.split_off(rest);
+            self.visit(client, transform, places, exact_time, now_ms).await?;
+            return Ok(None);
+        }
+        if let Some(&db) = self.dbs.front() {
+            let keys = self.scan(client, db).await?;
+            let places = keys.into_iter().map(|key| (db, key)).collect();
+            self.visit(client, transform, places, exact_time, now_ms).await?;
+            return Ok(None);
+        }
+        if self.is_settling() && !self.again {
+            self.again = true;
+            self.aim = Aim::Exact { beyond_ms: CLOSE_MS };
+            transform.set_mode(Mode::Settling { window_ms: CLOSE_MS });
+            self.first = std::mem::take(transform.near()).into_iter().collect();
+            return Ok(None);
+        }
+        self.report.near = transform.near().len() as u64;
+        self.report.seconds = self.begun.elapsed().as_secs_f64();
+        Ok(Some(self.report))
+    }
+
+    async fn scan(&mut self, client: &mut Client, db: u32) -> Result<Vec<Box<[u8]>>> {
+        let mut out = Vec::new();
+        select(db, &mut out);
+        write::command(&mut out, &[b"SCAN", self.cursor.as_slice(), b"COUNT", SLICE.to_string().as_bytes()]);
+        let mut replies = client.pipeline(&out, 2).await?.into_iter();
+        refused(client, replies.next(), "SELECT")?;
+        let scanned = refused(client, replies.next(), "SCAN")?.into_array().unwrap_or_default();
+        let [cursor, keys] = <[Value; 2]>::try_from(scanned)
+            .map_err(|_| Error::new(client.side(), "SCAN did not answer as SCAN does"))?;
+        self.cursor = cursor.as_bytes().unwrap_or(b"0").to_vec();
+        if self.cursor == b"0" {
+            self.dbs.pop_front();
+        }
+        let keys = keys.into_array().unwrap_or_default();
+        Ok(keys.iter().filter_map(Value::as_bytes).filter(|key| !is_own(key)).map(Into::into).collect())
+    }
+
+    async fn visit(
+        &mut self,
+        client: &mut Client,
+        transform: &mut Transform,
+        places: Vec<Place>,
+        exact_time: bool,
+        now_ms: u64,
+    ) -> Result<()> {
+        self.report.keys += places.len() as u64;
+        let stored = expiries(client, &places, exact_time).await?;
+        let mut changes = Vec::new();
+        for (place, stored_ms) in places.into_iter().zip(stored) {
+            let Some(stored_ms) = stored_ms else { continue };
+            let at_ms = true_expiry(stored_ms);
+            match self.aim {
+                Aim::Pad if padded(stored_ms) != stored_ms => changes.push((place, padded(stored_ms))),
+                Aim::Pad => {}
+                Aim::Exact { beyond_ms } if is_padded(stored_ms) => {
+                    if at_ms <= now_ms + beyond_ms {
+                        transform.near().insert(place);
+                        continue;
+                    }
+                    if at_ms <= now_ms + SOON_MS {
+                        transform.soon().insert(place.clone());
+                    }
+                    self.report.exact += 1;
+                    changes.push((place, at_ms));
+                }
+                // Exact already, from the stream or from an earlier call.
+                Aim::Exact { .. } => {
+                    if at_ms <= now_ms + SOON_MS {
+                        transform.soon().insert(place);
+                    }
+                }
+            }
+        }
+        set_expiries(client, &changes).await
+    }
+}
+
+/// Makes the expiries exact that [`Sweep`] left over.
+///
+/// # Errors
+/// The destination does not answer, or refuses.
+pub async fn settle_last(client: &mut Client, near: &mut HashSet<Place>, exact_time: bool) -> Result<()> {
+    // Kept until all is done: after an error the same call can come again.
+    let places: Vec<Place> = near.iter().cloned().collect();
+    for places in places.chunks(20_000) {
+        let stored = expiries(client, places, exact_time).await?;
+        let changes: Vec<(Place, u64)> = places
+            .iter()
+            .zip(stored)
+            .filter_map(|(place, stored)| {
+                stored.filter(|ms| is_padded(*ms)).map(|ms| (place.clone(), true_expiry(ms)))
+            })
+            .collect();
+        // One that is due already is deleted by this, as the source would have done.
+        set_expiries(client, &changes).await?;
+    }
+    near.clear();
+    Ok(())
+}
+
+/// The stored expiries of keys, in milliseconds; `None` for keys without one and for keys that are not there.
+async fn expiries(client: &mut Client, places: &[Place], exact_time: bool) -> Result<Vec<Option<u64>>> {
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut out = Vec::with_capacity(places.len() * 48);
+    let mut db = None;
+    let mut skip = Vec::with_capacity(places.len() + 2);
+    if !exact_time {
+        write::command(&mut out, &["TIME"]);
+    }
+    let name = if exact_time { &b"PEXPIRETIME"[..] } else { b"PTTL" };
+    for (at, key) in places {
+        if db != Some(*at) {
+            select(*at, &mut out);
+            skip.push(true);
+            db = Some(*at);
+        }
+        write::command(&mut out, &[name, key]);
+        skip.push(false);
+    }
+    let mut replies = client.pipeline(&out, skip.len() + usize::from(!exact_time)).await?.into_iter();
+    let mut base = 0;
+    if !exact_time {
+        let time = refused(client, replies.next(), "TIME")?.into_array().unwrap_or_default();
+        let part =
+            |nth: usize| time.get(nth).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok());
+        let (Some(seconds), Some(micros)) = (part(0), part(1)) else {
+            return Err(Error::new(client.side(), "TIME did not answer as TIME does"));
+        };
+        base = seconds * 1000 + micros / 1000;
+    }
+    let mut stored = Vec::with_capacity(places.len());
+    for (reply, skip) in replies.zip(skip) {
+        let value = refused(client, Some(reply), "PEXPIRETIME")?;
+        if !skip {
+            // -1: no expiry; -2: no key.
+            stored.push(value.as_i64().and_then(|ms| u64::try_from(ms).ok()).map(|ms| base + ms));
+        }
+    }
+    Ok(stored)
+}
+
+async fn set_expiries(client: &mut Client, changes: &[(Place, u64)]) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let mut out = Vec::with_capacity(changes.len() * 64);
+    let mut db = None;
+    let mut replies = 0;
+    for ((at, key), ms) in changes {
+        if db != Some(*at) {
+            select(*at, &mut out);
+            replies += 1;
+            db = Some(*at);
+        }
+        let mut number = itoa::Buffer::new();
+        write::command(&mut out, &[&b"PEXPIREAT"[..], key, number.format(*ms).as_bytes()]);
+        replies += 1;
+    }
+    for reply in client.pipeline(&out, replies).await? {
+        refused(client, Some(reply), "PEXPIREAT")?;
+    }
+    Ok(())
+}
+
+fn refused(client: &Client, reply: Option<Value>, command: &str) -> Result<Value> {
+    match reply {
+        Some(Value::Error(text)) => {
+            let text = String::from_utf8_lossy(&text);
+            let message = format!("{command} was refused: {text}");
+            Err(if crate::server::passes(&text) {
+                Error::passing(client.side(), message)
+            } else {
+                Error::new(client.side(), message)
+            })
+        }
+        Some(value) => Ok(value),
+        None => Err(Error::passing(client.side(), "a reply is missing")),
+    }
+}
