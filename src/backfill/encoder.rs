@@ -58,6 +58,8 @@ impl Plan {
                 },
                 streams: since(5, 0),
                 create_consumer: since(6, 2),
+                idempotence: since(8, 6),
+                redis_8_8: since(8, 8),
                 stream_counters: since(7, 0),
             },
         }

@@ -38,9 +38,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 }
 
 fn text(report: &Json, repair: bool) -> String {
-    let number = |key: &str| output::count(report.get(key).and_then(Json::as_u64).unwrap_or(0));
+    let number = |key: &str| report.get(key).and_then(Json::as_u64).unwrap_or(0);
     let differences = report.get("difference_count").and_then(Json::as_u64).unwrap_or(0);
-    let keys = format!("{} of {} keys compared", number("compared"), number("keys"));
+    let all = number("keys_a").max(number("keys_b"));
+    let seconds = report.get("seconds").and_then(Json::as_f64).unwrap_or(0.0);
+    let keys = format!(
+        "{} of {} keys compared in {seconds:.1} s",
+        output::count(number("compared")),
+        output::count(all)
+    );
     if differences == 0 {
         return format!("{keys}: no differences.");
     }
@@ -51,8 +57,7 @@ fn text(report: &Json, repair: bool) -> String {
             None | Some(Json::Null) => String::new(),
             Some(other) => other.to_string(),
         };
-        let what = ["what", "kind", "reason"].iter().map(|key| field(key)).find(|text| !text.is_empty());
-        out.push_str(&format!("  db{} {}: {}\n", field("db"), field("key"), what.unwrap_or_default()));
+        out.push_str(&format!("  db{} {}: {}\n", field("db"), field("key"), field("what")));
     }
     out.push_str(if repair {
         "Next: `crossfade verify` again shows whether everything was repaired."
@@ -60,4 +65,21 @@ fn text(report: &Json, repair: bool) -> String {
         "Next: `crossfade verify --repair` copies what differs from the active side."
     });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comparison_for_people() {
+        let same =
+            json!({"keys_a": 1000, "keys_b": 1000, "compared": 1000, "difference_count": 0, "seconds": 1.25});
+        assert_eq!(text(&same, false), "1 000 of 1 000 keys compared in 1.2 s: no differences.");
+        let differ = json!({"keys_a": 2, "keys_b": 1, "compared": 2, "difference_count": 1, "seconds": 0.0,
+                            "differences": [{"db": 3, "key": "a", "kind": "missing-on-b", "what": "only the source has it"}]});
+        let text = text(&differ, false);
+        assert!(text.contains("1 DIFFER") && text.contains("db3 a: only the source has it"), "{text}");
+        assert!(text.contains("--repair"), "{text}");
+    }
 }

@@ -239,20 +239,26 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
 }
 
 impl File {
+    /// An empty variable of the environment (as compose files like to pass) says nothing.
     fn overlay(&mut self, sources: &Sources) {
-        fn set<T, U: From<T>>(to: &mut U, from: Option<T>) {
-            if let Some(value) = from {
-                *to = value.into();
+        fn set<T: Clone, U: From<T>>(to: &mut U, from: &Option<T>, empty: impl Fn(&T) -> bool) -> bool {
+            match from.clone().filter(|value| !empty(value)) {
+                Some(value) => *to = value.into(),
+                None => return false,
             }
+            true
         }
         let hidden = |text: &Option<String>| text.clone().map(file::Hidden);
-        set(&mut self.listen.address, sources.listen.clone());
-        set(&mut self.source.url, hidden(&sources.source));
-        set(&mut self.destination.url, hidden(&sources.destination));
-        set(&mut self.admin.address, sources.admin.clone());
-        set(&mut self.admin.token, hidden(&sources.token));
-        set(&mut self.state_dir, sources.state_dir.clone());
-        set(&mut self.name, sources.name.clone());
+        let nothing = |text: &file::Hidden| text.0.is_empty();
+        set(&mut self.listen.address, &sources.listen, String::is_empty);
+        set(&mut self.source.url, &hidden(&sources.source), nothing);
+        set(&mut self.destination.url, &hidden(&sources.destination), nothing);
+        set(&mut self.admin.address, &sources.admin, String::is_empty);
+        set(&mut self.state_dir, &sources.state_dir, |path: &PathBuf| path.as_os_str().is_empty());
+        set(&mut self.name, &sources.name, String::is_empty);
+        if set(&mut self.admin.token, &hidden(&sources.token), nothing) {
+            self.admin.token_file = None;
+        }
     }
 }
 

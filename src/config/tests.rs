@@ -208,7 +208,20 @@ fn fields_of_the_command_line_win_over_the_file() {
         name: Some("y".into()),
         ..Sources::default()
     });
+    file.overlay(&Sources {
+        name: Some(String::new()),
+        destination: Some(String::new()),
+        ..Sources::default()
+    });
     let config = check::check(file).unwrap();
+    assert!(config.destination.is_none());
     assert_eq!(config.name, "y");
     assert_eq!(config.source.address.to_string(), "c:3");
+}
+
+#[test]
+fn a_token_of_the_environment_takes_the_place_of_a_token_file() {
+    let mut file = read("source.url = 'redis://a:1'\nadmin.token_file = '/does/not/exist'\n").unwrap();
+    file.overlay(&Sources { token: Some("x".into()), ..Sources::default() });
+    assert_eq!(check::check(file).unwrap().admin.token.unwrap().reveal(), "x");
 }

@@ -30,16 +30,18 @@ pub struct Holder {
     pub since: u64,
 }
 
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {} {}", self.id, self.host, self.pid, self.since)
+    }
+}
+
 impl Holder {
     /// This process, for the migration `id`.
     #[must_use]
     pub fn this(id: &str) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self { id: id.to_owned(), host: host(), pid: std::process::id(), since }
-    }
-
-    fn encode(&self) -> String {
-        format!("{} {} {} {}", self.id, self.host, self.pid, self.since)
     }
 
     fn decode(text: &str) -> Option<Self> {
@@ -55,14 +57,14 @@ impl Holder {
     pub async fn claim(&self, client: &mut Client, side: Side) -> Result<()> {
         let expiry = EXPIRY.as_millis().to_string();
         // Between GET and SET another gateway could slip in; SET NX decides the first time, and afterwards the key is ours.
-        let taken = client.command(&["SET", KEY, &self.encode(), "PX", &expiry, "NX"]).await?;
+        let taken = client.command(&["SET", KEY, &self.to_string(), "PX", &expiry, "NX"]).await?;
         if taken.is_ok() {
             return Ok(());
         }
         let found = client.command(&["GET", KEY]).await?;
         match found.as_str().and_then(Holder::decode) {
             Some(other) if other.id != self.id => Err(other.refusal(side)),
-            _ => client.command(&["SET", KEY, &self.encode(), "PX", &expiry]).await.map(|_| ()),
+            _ => client.command(&["SET", KEY, &self.to_string(), "PX", &expiry]).await.map(|_| ()),
         }
     }
 
@@ -106,7 +108,7 @@ mod tests {
     #[test]
     fn a_holder_is_read_back() {
         let holder = Holder::this("00ff");
-        assert_eq!(Holder::decode(&holder.encode()), Some(holder.clone()));
+        assert_eq!(Holder::decode(&holder.to_string()), Some(holder.clone()));
         assert_eq!(Holder::decode("nonsense"), None);
         let refusal = holder.refusal(Side::Destination).to_string();
         assert!(refusal.contains(&holder.host) && refusal.contains(&holder.pid.to_string()), "{refusal}");

@@ -5,26 +5,18 @@
 //! gateway remembers is in [`record`], and which server is active in [`cell`].
 
 pub mod cell;
+mod controller;
 mod disk;
+mod ending;
 mod handle;
 pub mod holder;
 mod machine;
+mod precheck;
+mod progress;
 pub mod record;
+mod run;
 pub mod status;
+mod switching;
 
 pub use handle::{Handle, SwitchReply, VerifyRequest};
-
-use tokio_util::sync::CancellationToken;
-
-use crate::config::Config;
-use crate::error::Result;
-
-/// Runs the gateway until `shutdown` is cancelled: data path, control API, migration.
-///
-/// # Errors
-/// When it cannot begin: the state directory is in use, an address cannot be bound.
-#[allow(clippy::unused_async)]
-pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -> Result<()> {
-    let _ = (config, start_now, shutdown);
-    Ok(())
-}
+pub use run::run;

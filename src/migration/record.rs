@@ -47,6 +47,9 @@ pub struct Failure {
     pub side: Side,
     /// What happened.
     pub message: String,
+    /// What a person can do about it.
+    #[serde(default)]
+    pub remedy: Option<String>,
     /// Unix time in milliseconds.
     pub at_ms: u64,
 }

@@ -10,7 +10,7 @@ use super::listpack::{self, Element};
 use super::opcode::*;
 use super::stream;
 use super::text::{in_pieces, inside, read_string};
-use super::{packed, scan, ziplist};
+use super::{array, packed, scan, ziplist};
 
 /// Size after which a command is sent.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -41,6 +41,10 @@ pub struct Dialect {
     pub streams: bool,
     /// XGROUP CREATECONSUMER: 6.2.
     pub create_consumer: bool,
+    /// XCFGSET and XIDMPRECORD: 8.6.
+    pub idempotence: bool,
+    /// XNACK and arrays: 8.8.
+    pub redis_8_8: bool,
     /// XGROUP CREATE … ENTRIESREAD and XSETID … ENTRIESADDED … MAXDELETEDID: 7.0.
     pub stream_counters: bool,
 }
@@ -48,7 +52,14 @@ pub struct Dialect {
 impl Default for Dialect {
     /// Everything that any server knows.
     fn default() -> Self {
-        Self { hash_field_expiry: true, streams: true, create_consumer: true, stream_counters: true }
+        Self {
+            hash_field_expiry: true,
+            streams: true,
+            create_consumer: true,
+            idempotence: true,
+            redis_8_8: true,
+            stream_counters: true,
+        }
     }
 }
 
@@ -92,14 +103,14 @@ impl<'a, 's> Chunk<'a, 's> {
     }
 
     /// A string of the file as one argument.
-    fn string(&mut self, input: &mut dyn Input) -> Result<(), What> {
+    pub(super) fn string(&mut self, input: &mut dyn Input) -> Result<(), What> {
         read_string(input, &mut self.arena)?;
         self.ends.push(self.arena.len());
         Ok(())
     }
 
     /// An element is complete; says whether the command was sent.
-    fn complete(&mut self) -> Result<bool, What> {
+    pub(super) fn complete(&mut self) -> Result<bool, What> {
         self.elements += 1;
         let full = self.elements >= CHUNK_ELEMENTS || self.arena.len() >= CHUNK_BYTES;
         if full {
@@ -207,9 +218,9 @@ pub(super) fn write(
                 "the value belongs to the module {module}; only a destination with that module can hold it"
             )));
         }
-        STREAM_LISTPACKS | STREAM_LISTPACKS_2 | STREAM_LISTPACKS_3 => {
-            stream::write(input, type_id, key, dialect, dangling, &mut chunk)?;
-        }
+        _ if is_stream(type_id) => stream::write(input, type_id, key, dialect, dangling, &mut chunk)?,
+        ARRAY if dialect.redis_8_8 => array::write(input, key, &mut chunk)?,
+        ARRAY => return Err(What::NoCommand("the destination does not know arrays (Redis 8.8 does)".into())),
         VALKEY_HASH_2 if flavour == Flavour::Valkey => {
             expiring_hash(input, Expiries::Valkey, key, dialect, &mut chunk)?
         }

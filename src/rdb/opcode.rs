@@ -56,6 +56,13 @@ pub(crate) const HASH_METADATA: u8 = 24;
 /// Redis 7.4: a listpack of field, value, expiry.
 pub(crate) const HASH_LISTPACK_EX: u8 = 25;
 
+/// Redis 8.6: with the ids of idempotent producers.
+pub(crate) const STREAM_LISTPACKS_4: u8 = 26;
+/// Redis 8.8: with pending entries that nobody owns.
+pub(crate) const STREAM_LISTPACKS_5: u8 = 27;
+/// Redis 8.8.
+pub(crate) const ARRAY: u8 = 28;
+
 /// The lowest RDB version whose servers read this value type, or `None` when the type is not known.
 ///
 /// RESTORE refuses a payload whose version is above its own, not one whose type it knows; so a payload is
@@ -69,9 +76,19 @@ pub fn minimum_version(type_id: u8, flavour: Flavour) -> Option<u32> {
         (HASH_LISTPACK..=STREAM_LISTPACKS_2, _) => 10,        // 7.0
         (SET_LISTPACK | STREAM_LISTPACKS_3, _) => 11,         // 7.2
         (HASH_METADATA_PRE_GA..=HASH_LISTPACK_EX, Flavour::Redis) => 12, // 7.4
+        (STREAM_LISTPACKS_4, Flavour::Redis) => 13,           // 8.6
+        (STREAM_LISTPACKS_5 | ARRAY, Flavour::Redis) => 15,   // 8.10
         (VALKEY_HASH_2, Flavour::Valkey) => 80,               // Valkey 9.0
         _ => return None,
     })
+}
+
+/// Whether this is one of the stream types.
+pub(crate) fn is_stream(type_id: u8) -> bool {
+    matches!(
+        type_id,
+        STREAM_LISTPACKS | STREAM_LISTPACKS_2 | STREAM_LISTPACKS_3 | STREAM_LISTPACKS_4 | STREAM_LISTPACKS_5
+    )
 }
 
 /// The name of a value type as `TYPE` gives it, for messages.
@@ -82,7 +99,8 @@ pub fn type_name(type_id: u8) -> &'static str {
         SET | SET_INTSET | SET_LISTPACK => "set",
         ZSET | ZSET_2 | ZSET_ZIPLIST | ZSET_LISTPACK => "zset",
         HASH | HASH_ZIPMAP | HASH_ZIPLIST | HASH_LISTPACK | HASH_METADATA_PRE_GA..=HASH_LISTPACK_EX => "hash",
-        STREAM_LISTPACKS | STREAM_LISTPACKS_2 | STREAM_LISTPACKS_3 => "stream",
+        _ if is_stream(type_id) => "stream",
+        ARRAY => "array",
         MODULE_PRE_GA | MODULE_2 => "module",
         _ => "unknown",
     }

@@ -67,6 +67,9 @@ pub(crate) fn skip_value<I: Input>(input: &mut I, type_id: u8, flavour: Flavour)
             skip_string(input)
         }
         HASH_LISTPACK_EX_PRE_GA => skip_string(input),
+        STREAM_LISTPACKS_4 => skip_stream(input, 4),
+        STREAM_LISTPACKS_5 => skip_stream(input, 5),
+        ARRAY => skip_array(input),
         _ => Err(What::UnknownType(type_id)),
     }
 }
@@ -133,8 +136,51 @@ fn skip_stream<I: Input>(input: &mut I, version: u8) -> Result<(), What> {
             skip_string(input)?;
             // Seen time; from version 3 active time.
             input.skip(if version >= 3 { 16 } else { 8 })?;
-            let pending = length(input)?.checked_mul(16).ok_or(What::Corrupt("a count is out of range"))?;
-            input.skip(pending)?;
+            skip_ids(input)?;
+        }
+        if version >= 5 {
+            skip_ids(input)?;
+        }
+    }
+    if version >= 4 {
+        // Duration and size of the producers' memory, the producers, two counters.
+        length(input)?;
+        length(input)?;
+        for _ in 0..length(input)? {
+            skip_string(input)?;
+            for _ in 0..length(input)? {
+                skip_string(input)?;
+                length(input)?;
+                length(input)?;
+            }
+        }
+        length(input)?;
+        length(input)?;
+    }
+    Ok(())
+}
+
+fn skip_ids<I: Input>(input: &mut I) -> Result<(), What> {
+    let bytes = length(input)?.checked_mul(16).ok_or(What::Corrupt("a count is out of range"))?;
+    input.skip(bytes)
+}
+
+/// See array.rs for the layout.
+fn skip_array<I: Input>(input: &mut I) -> Result<(), What> {
+    let count = length(input)?;
+    if length(input)? != 0 {
+        length(input)?;
+    }
+    for _ in 0..count {
+        length(input)?;
+        match input.byte()? {
+            0 => skip_string(input)?,
+            1 | 2 => input.skip(8)?,
+            3 => {
+                let len = input.byte()?;
+                input.skip(u64::from(len))?;
+            }
+            _ => return Err(What::Corrupt("an array element of unknown kind")),
         }
     }
     Ok(())

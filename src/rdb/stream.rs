@@ -1,4 +1,4 @@
-//! Streams: nodes of entries, then counters, then consumer groups. Versions 1 (5.0), 2 (7.0) and 3 (7.2).
+//! Streams: nodes of entries, counters, consumer groups. Versions 1 (5.0), 2 (7.0), 3 (7.2), 4 (8.6) and 5 (8.8).
 //!
 //! ```text
 //! length  [16-byte id of the node (BE)  listpack]*
@@ -6,7 +6,11 @@
 //!    2+:  first id   greatest deleted id   entries ever added
 //! length(groups)  [ name  last delivered id   2+: entries read (-1: unknown)
 //!    length(pending)   [16-byte id   delivered at (8, LE ms)   delivery count]*
-//!    length(consumers) [name   seen at (8)   3+: active at (8)   length(pending) 16-byte id*]* ]*
+//!    length(consumers) [name   seen at (8)   3+: active at (8)   length(pending) 16-byte id*]*
+//!    5: length(pending without an owner) 16-byte id* ]*
+//! 4+: how long (s) and how many ids of producers are remembered
+//!    length(producers) [name  length(remembered) [id  entry's id (ms, seq as lengths)]* ]*
+//!    ids ever remembered  duplicates found
 //!
 //! node    live  deleted  fields(n)  field*n  0  entry*
 //! entry   flags(1 deleted, 2 same fields)  ms - node's  seq - node's  [n [field value]* | value*]  elements before
@@ -17,7 +21,9 @@ use super::error::What;
 use super::input::{Input, Numbers, Slice};
 use super::length::length;
 use super::listpack::{self, Element};
-use super::opcode::{STREAM_LISTPACKS, STREAM_LISTPACKS_2, STREAM_LISTPACKS_3};
+use super::opcode::{
+    STREAM_LISTPACKS, STREAM_LISTPACKS_2, STREAM_LISTPACKS_3, STREAM_LISTPACKS_4, is_stream,
+};
 use super::reader::RawValue;
 use super::text::{inside, read_string, skip_string};
 
@@ -64,7 +70,9 @@ fn version(type_id: u8) -> u8 {
     match type_id {
         STREAM_LISTPACKS => 1,
         STREAM_LISTPACKS_2 => 2,
-        _ => 3,
+        STREAM_LISTPACKS_3 => 3,
+        STREAM_LISTPACKS_4 => 4,
+        _ => 5,
     }
 }
 
@@ -144,7 +152,7 @@ fn owned(part: Option<Element<'_>>) -> Result<Vec<u8>, What> {
 ///
 /// XCLAIM refuses to make them pending (from 7.0), so each gets a stand-in entry that is removed in the end.
 pub(super) fn dangling(value: &RawValue<'_>) -> Result<Vec<Id>, What> {
-    if !matches!(value.type_id, STREAM_LISTPACKS | STREAM_LISTPACKS_2 | STREAM_LISTPACKS_3) {
+    if !is_stream(value.type_id) {
         return Ok(Vec::new());
     }
     let version = version(value.type_id);
@@ -196,9 +204,22 @@ struct Pending {
 
 /// What a group holds, in order.
 enum GroupPart<'a> {
-    Head { name: &'a [u8], last: Id, read: Option<i64> },
+    Head {
+        name: &'a [u8],
+        last: Id,
+        read: Option<i64>,
+    },
     Pending(&'a [Pending]),
-    Consumer { group: &'a [u8], name: &'a [u8], pending: &'a [Pending] },
+    Consumer {
+        group: &'a [u8],
+        name: &'a [u8],
+        pending: &'a [Pending],
+    },
+    /// Given back by their consumer, to be delivered again.
+    Unowned {
+        group: &'a [u8],
+        pending: &'a [Pending],
+    },
 }
 
 fn group(
@@ -223,17 +244,27 @@ fn group(
         let mut name = Vec::new();
         read_string(input, &mut name)?;
         input.take(if version >= 3 { 16 } else { 8 })?;
-        let mut own = Vec::new();
-        for _ in 0..length(input)? {
-            let id = Id::big_endian(input)?;
-            let at = all
-                .binary_search_by_key(&id, |pending| pending.id)
-                .map_err(|_| What::Corrupt("a consumer has an entry pending that its group does not have"))?;
-            own.push(all[at]);
-        }
+        let own = some_of(input, &all)?;
         visit(GroupPart::Consumer { group: &group, name: &name, pending: &own })?;
     }
+    if version >= 5 {
+        let pending = some_of(input, &all)?;
+        visit(GroupPart::Unowned { group: &group, pending: &pending })?;
+    }
     Ok(())
+}
+
+/// A list of ids, each of which is among the pending ones of the group.
+fn some_of(input: &mut dyn Input, all: &[Pending]) -> Result<Vec<Pending>, What> {
+    let mut some = Vec::new();
+    for _ in 0..length(input)? {
+        let id = Id::big_endian(input)?;
+        let at = all
+            .binary_search_by_key(&id, |pending| pending.id)
+            .map_err(|_| What::Corrupt("a consumer has an entry pending that its group does not have"))?;
+        some.push(all[at]);
+    }
+    Ok(some)
 }
 
 /// Writes a stream's commands: entries, groups, pending entries, counters.
@@ -279,6 +310,9 @@ pub(super) fn write(
     }
     for _ in 0..length(input)? {
         group(input, version, &mut |part| write_group(chunk, key, dialect, part))?;
+    }
+    if version >= 4 {
+        producers(input, key, dialect, chunk)?;
     }
     remove_stand_ins(chunk, key, dangling, first_live, counters.entries)?;
     let last = counters.last.text();
@@ -348,26 +382,79 @@ fn write_group(
                 // Reading its own (empty) history makes the consumer and has no other effect.
                 chunk.one(&[b"XREADGROUP", b"GROUP", group, name, b"STREAMS", key, b"0"])?;
             }
-            const IDS: usize = 128;
-            let alike = |a: &Pending, b: &Pending| a.delivered_ms == b.delivered_ms && a.count == b.count;
-            for run in pending.chunk_by(alike).flat_map(|run| run.chunks(IDS)) {
+            claim(chunk, key, group, name, pending)
+        }
+        GroupPart::Unowned { group, pending } if dialect.redis_8_8 => {
+            for run in runs(pending) {
                 let ids: Vec<String> = run.iter().map(|pending| pending.id.text()).collect();
-                let (time, count) = (run[0].delivered_ms.to_string(), run[0].count.to_string());
-                let mut args = vec![&b"XCLAIM"[..], key, group, name, b"0"];
+                let (len, count) = (run.len().to_string(), run[0].count.to_string());
+                let mut args = vec![&b"XNACK"[..], key, group, b"SILENT", b"IDS", len.as_bytes()];
                 args.extend(ids.iter().map(String::as_bytes));
-                args.extend([
-                    &b"TIME"[..],
-                    time.as_bytes(),
-                    b"RETRYCOUNT",
-                    count.as_bytes(),
-                    b"FORCE",
-                    b"JUSTID",
-                ]);
+                args.extend([&b"RETRYCOUNT"[..], count.as_bytes(), b"FORCE"]);
                 chunk.one(&args)?;
             }
             Ok(())
         }
+        // An older server has no pending entries without an owner. One that never comes leaves them to XAUTOCLAIM,
+        // where without any they would be lost to the group.
+        GroupPart::Unowned { group, pending } => claim(chunk, key, group, b"nobody", pending),
     }
+}
+
+/// Stretches of entries that one command can name: delivered at the same time, equally often.
+fn runs(pending: &[Pending]) -> impl Iterator<Item = &[Pending]> {
+    const IDS: usize = 128;
+    let alike = |a: &Pending, b: &Pending| a.delivered_ms == b.delivered_ms && a.count == b.count;
+    pending.chunk_by(alike).flat_map(|run| run.chunks(IDS))
+}
+
+fn claim(
+    chunk: &mut Chunk<'_, '_>,
+    key: &[u8],
+    group: &[u8],
+    name: &[u8],
+    pending: &[Pending],
+) -> Result<(), What> {
+    for run in runs(pending) {
+        let ids: Vec<String> = run.iter().map(|pending| pending.id.text()).collect();
+        let (time, count) = (run[0].delivered_ms.to_string(), run[0].count.to_string());
+        let mut args = vec![&b"XCLAIM"[..], key, group, name, b"0"];
+        args.extend(ids.iter().map(String::as_bytes));
+        args.extend([&b"TIME"[..], time.as_bytes(), b"RETRYCOUNT", count.as_bytes(), b"FORCE", b"JUSTID"]);
+        chunk.one(&args)?;
+    }
+    Ok(())
+}
+
+/// What the stream remembers of its idempotent producers; a server that does not know them loses nothing by it but
+/// the recognition of what is sent a second time.
+fn producers(
+    input: &mut dyn Input,
+    key: &[u8],
+    dialect: &Dialect,
+    chunk: &mut Chunk<'_, '_>,
+) -> Result<(), What> {
+    let (duration, size) = (length(input)?.to_string(), length(input)?.to_string());
+    if dialect.idempotence {
+        let (duration, size) = (duration.as_bytes(), size.as_bytes());
+        chunk.one(&[b"XCFGSET", key, b"IDMP-DURATION", duration, b"IDMP-MAXSIZE", size])?;
+    }
+    let (mut producer, mut id) = (Vec::new(), Vec::new());
+    for _ in 0..length(input)? {
+        producer.clear();
+        read_string(input, &mut producer)?;
+        for _ in 0..length(input)? {
+            id.clear();
+            read_string(input, &mut id)?;
+            let entry = Id::lengths(input)?.text();
+            if dialect.idempotence {
+                chunk.one(&[b"XIDMPRECORD", key, &producer, &id, entry.as_bytes()])?;
+            }
+        }
+    }
+    length(input)?;
+    length(input)?;
+    Ok(())
 }
 
 #[cfg(test)]

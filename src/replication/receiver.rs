@@ -32,6 +32,9 @@ const STREAM_ROOM: usize = 16 * 1024;
 const FLUSH_AFTER: Duration = Duration::from_millis(5);
 /// Redis expects a replica to say once a second how far it is (`replicationCron`).
 const ACK_EVERY: Duration = Duration::from_secs(1);
+/// The same while the source may be waiting for one, see [`Acks::Eager`]; and how many of these.
+const EAGER_EVERY: Duration = Duration::from_millis(25);
+const EAGER_ACKS: u32 = 80;
 /// How long to wait before a full disk is tried again.
 const DISK_EVERY: Duration = Duration::from_secs(1);
 
@@ -144,6 +147,8 @@ pub struct ReceiverState {
     pub link: Link,
     /// [`Journal::generation`]: raised by every full synchronisation, also by one that was not asked for.
     pub generation: u64,
+    /// How often the stream has been joined, the first time included.
+    pub links: u64,
 }
 
 /// Spawns receivers.
@@ -177,6 +182,7 @@ impl Receiver {
             received: options.journal.received(),
             link: Link::Connecting,
             generation: options.journal.generation(),
+            links: 0,
         });
         let fresh = match options.start {
             ReceiveFrom::FullSync | ReceiveFrom::Tail => true,
@@ -325,18 +331,17 @@ impl Task {
                     self.tail(Some(replid), *offset).await;
                     return Ok(());
                 }
-                self.full(&mut attached, Some(replid), *offset).await?;
-                Acks::Always
+                let marked =
+                    matches!(self.full(&mut attached, Some(replid), *offset).await?, Header::Mark(_));
+                if marked { Acks::Eager } else { Acks::Always }
             }
             Answer::Plain => {
                 tracing::warn!(
                     "the server knows no PSYNC: a lost link will mean another full synchronisation"
                 );
-                // A server that old answers to an ACK, in the middle of the stream.
-                match self.full(&mut attached, None, 0).await? {
-                    Header::Mark(_) => Acks::Once,
-                    _ => Acks::Never,
-                }
+                // A server that knows no ACK either would answer to it in the middle of the stream. One that sends a mark does.
+                let marked = matches!(self.full(&mut attached, None, 0).await?, Header::Mark(_));
+                if marked { Acks::Eager } else { Acks::Never }
             }
         };
         self.stream(attached.stream, attached.input, acks).await
@@ -443,7 +448,10 @@ impl Task {
         let broken = |cause: io::Error| handshake::lost(side, cause);
         self.streamed = true;
         self.lost_since = None;
-        self.note(|state| state.link = Link::Streaming);
+        self.note(|state| {
+            state.links += 1;
+            state.link = Link::Streaming;
+        });
         let (mut reader, mut writer) = tokio::io::split(stream);
         let mut applied = self.options.acked.clone();
         let mut out = BytesMut::new();
@@ -452,15 +460,15 @@ impl Task {
         let mut demanded = None;
         let mut deaf = false;
         let mut heard = Instant::now();
-        let mut tick = tokio::time::interval(ACK_EVERY);
+        // Eagerly for the first while, or until the stream begins.
+        let mut eager = if acks == Acks::Eager { EAGER_ACKS } else { 0 };
+        let mut tick = tokio::time::interval(if eager > 0 { EAGER_EVERY } else { ACK_EVERY });
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if acks == Acks::Once {
-            ack(&mut out, *applied.borrow_and_update());
-        }
         let flush = tokio::time::sleep(FLUSH_AFTER);
         tokio::pin!(flush);
         let mut pending = false;
-        let mut unsent = acks == Acks::Once;
+        let mut unsent = false;
+        let began = self.options.journal.received();
         let mut full = self.take(&mut input, &mut scan, &mut demanded);
         loop {
             if !pending && self.options.journal.has_pending() {
@@ -490,7 +498,7 @@ impl Task {
                     heard = Instant::now();
                     let already = demanded;
                     full = self.take(&mut input, &mut scan, &mut demanded);
-                    if demanded != already && acks == Acks::Always {
+                    if demanded != already && acks != Acks::Never {
                         ack(&mut out, *applied.borrow_and_update());
                     }
                 }
@@ -499,14 +507,21 @@ impl Task {
                         return Err(broken(io::ErrorKind::TimedOut.into()));
                     }
                     // A server that takes nothing gets one ACK when it does, not all those of the meantime.
-                    if acks == Acks::Always && out.is_empty() {
+                    if acks != Acks::Never && out.is_empty() {
                         ack(&mut out, *applied.borrow());
+                    }
+                    if eager > 0 {
+                        eager = if self.options.journal.received() > began { 0 } else { eager - 1 };
+                        if eager == 0 {
+                            tick = tokio::time::interval_at(Instant::now() + ACK_EVERY, ACK_EVERY);
+                            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                        }
                     }
                 }
                 Event::Applied(open) => {
                     deaf = !open;
                     let now = *applied.borrow_and_update();
-                    if acks == Acks::Always {
+                    if acks != Acks::Never {
                         ack(&mut out, now);
                     }
                     if demanded.is_some_and(|offset| now >= offset) {
@@ -555,7 +570,7 @@ impl Task {
         while let Err(cause) = self.options.journal.flush() {
             self.disk_trouble(&mut before, cause);
             tokio::time::sleep(DISK_EVERY).await;
-            if acks == Acks::Always {
+            if acks != Acks::Never {
                 ack(out, *applied.borrow());
                 // A broken link shows itself when the disk is well again.
                 unsent = tokio::time::timeout(DISK_EVERY, send(writer, out)).await.is_err();
@@ -574,8 +589,9 @@ impl Task {
 enum Acks {
     /// Once a second, and on demand.
     Always,
-    /// One, to begin the stream.
-    Once,
+    /// More often until the stream begins: after a diskless transfer the source waits for an ACK, and forgets those
+    /// that come before its child has ended, which it looks for ten times a second.
+    Eager,
     /// None.
     Never,
 }

@@ -84,10 +84,10 @@ impl Capabilities {
             _ => None,
         };
         let mut found = Self::conclude(&info, known);
-        if found.functions {
-            if let Value::Bulk(payload) = client.call(&["FUNCTION", "DUMP"]).await? {
-                found.rdb_version = stamp(&payload).unwrap_or(found.rdb_version);
-            }
+        if found.functions
+            && let Value::Bulk(payload) = client.call(&["FUNCTION", "DUMP"]).await?
+        {
+            found.rdb_version = stamp(&payload).unwrap_or(found.rdb_version);
         }
         Ok(found)
     }
@@ -98,7 +98,11 @@ impl Capabilities {
     }
 
     fn conclude(info: &Info, known: Option<Vec<bool>>) -> Self {
-        let compatible = version(info.get("redis_version").unwrap_or_default());
+        let mut compatible = version(info.get("redis_version").unwrap_or_default());
+        if compatible.0 < 7 && compatible.1 == 9 {
+            // Release candidates of 4.0 to 6.0 called themselves 3.9.x to 5.9.x.
+            compatible = (compatible.0 + 1, 0, 0);
+        }
         let (flavour, own) = if let Some(own) = info.get("valkey_version") {
             (Flavour::Valkey, version(own))
         } else if let Some(own) = info.get("redict_version") {
@@ -203,6 +207,7 @@ mod tests {
         let keydb = concluded("redis_version:6.3.4\r\n");
         assert_eq!((keydb.flavour, keydb.rdb_filter, keydb.rdb_version), (Flavour::Other, false, 9));
         assert_eq!(concluded("redis_version:8.0.0-rc1").version, (8, 0, 0));
+        assert_eq!(concluded("redis_version:3.9.102").rdb_version, 8);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub fn fill(server: &Server) {
         hashes(&mut to);
         sorted_sets(&mut to);
         streams(&mut to);
+        arrays(&mut to);
     }
     functions(&mut to);
 }
@@ -306,8 +307,25 @@ fn streams(to: &mut Connection) {
     to.line("XADD stream:deleted 3-1 f v");
     to.line("XDEL stream:deleted 3-1");
     to.line("XGROUP CREATE stream:never g $ MKSTREAM");
+    // Idempotent producers (8.6), and entries that were given back (8.8).
+    to.line("XADD stream:idempotent IDMP producer id1 * f v");
+    to.line("XADD stream:idempotent IDMP producer id2 * f v");
+    to.line("XADD stream:idempotent IDMPAUTO another * f w");
+    to.line("XNACK stream:same readers FAIL IDS 2 1002-7 1002-8");
     to.line("XADD stream:ahead 10-0 f v");
     to.line("XSETID stream:ahead 99-5");
+}
+
+fn arrays(to: &mut Connection) {
+    for (i, sample) in samples().iter().enumerate() {
+        to.call(&[b"ARSET", &b"array:samples"[..], (i * i * i).to_string().as_bytes(), sample]);
+    }
+    to.line("ARINSERT array:inserted a b 3 4.5 -0.0");
+    to.line("ARSEEK array:inserted 3");
+    to.line("ARSET array:sparse 100000000000 far");
+    for i in 0..500 {
+        to.call(&["ARSET", "array:many", &(i * 3).to_string(), &format!("value {i}")]);
+    }
 }
 
 fn functions(to: &mut Connection) {

@@ -215,6 +215,11 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
             };
             format!("{entries} {told}")
         }
+        "array" => {
+            let told = flat(&connection.must(&[b"ARINFO", key]));
+            let scanned = flat(&connection.must(&[&b"ARSCAN"[..], key, b"0", b"200000000000"]));
+            format!("{scanned:?} {told:?}")
+        }
         other => panic!("a key of type {other}"),
     };
     let expiry = match connection.call(&[b"PEXPIRETIME", key]) {

@@ -81,7 +81,10 @@ fn reached(server: &Server, all: &mut Vec<Finding>) {
         all.push(Finding::error(side, what, format!("allow it: {grant}")));
     }
     if !for_rollback.is_empty() {
-        let what = format!("the gateway's user may not use {}: no rollback after a cutover", for_rollback.join(", "));
+        let what = format!(
+            "the gateway's user may not use {}: no rollback after a cutover",
+            for_rollback.join(", ")
+        );
         all.push(Finding::warn(side, what, format!("allow it: {grant}")));
     }
     if server.clock_ms.abs() > 500 + server.clock_error_ms {
@@ -389,6 +392,7 @@ mod tests {
             modules: Vec::new(),
             denied: Vec::new(),
             replication_refused: None,
+            own_keys: 0,
             position: None,
             holder: None,
         }

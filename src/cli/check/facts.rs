@@ -76,6 +76,8 @@ pub(super) struct Server {
     pub(super) denied: Vec<String>,
     /// The handshake of a replica was refused with this.
     pub(super) replication_refused: Option<String>,
+    /// Keys that a gateway wrote for itself.
+    pub(super) own_keys: u64,
     /// `crossfade:position`: a migration has been here.
     pub(super) position: Option<String>,
     /// `crossfade:holder`: a gateway works here.
@@ -83,8 +85,9 @@ pub(super) struct Server {
 }
 
 impl Server {
+    /// Keys of applications.
     pub(super) fn keys(&self) -> u64 {
-        self.keyspace.iter().map(|space| space.keys).sum()
+        self.keyspace.iter().map(|space| space.keys).sum::<u64>().saturating_sub(self.own_keys)
     }
 }
 
@@ -131,6 +134,7 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         modules: modules(&client.call(&["MODULE", "LIST"]).await?),
         denied: denied(&mut client, &capabilities, endpoint.side).await?,
         replication_refused: None,
+        own_keys: 0,
         position: None,
         holder: None,
         capabilities,
@@ -138,6 +142,8 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
     if endpoint.db != 0 {
         client.command(&["SELECT", "0"]).await?;
     }
+    let own = client.call(&["EXISTS", "crossfade:position", "crossfade:holder", "crossfade:epoch"]).await?;
+    found.own_keys = own.as_i64().and_then(|count| count.try_into().ok()).unwrap_or(0);
     found.position = own_key(&mut client, "crossfade:position").await?;
     found.holder = own_key(&mut client, "crossfade:holder").await?;
     // Last, on a connection of its own: some servers treat a connection differently after REPLCONF.

@@ -307,12 +307,12 @@ impl Journal {
                 return;
             }
             let mut inner = shared.inner.lock();
-            if inner.meta.series == series {
-                if let Some(stored) = inner.meta.snapshot.as_mut() {
-                    stored.synced = true;
-                    // Ignored: see above.
-                    let _ = inner.meta.store(&shared.dir);
-                }
+            if inner.meta.series == series
+                && let Some(stored) = inner.meta.snapshot.as_mut()
+            {
+                stored.synced = true;
+                // Ignored: see above.
+                let _ = inner.meta.store(&shared.dir);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("crossfade-sync".into()).spawn(sync) {
