@@ -487,10 +487,8 @@ impl Controller {
             ActiveSide::Source => Direction::Forward,
             ActiveSide::Destination => Direction::Reverse,
         };
-        // The epoch is part of the id: a position of an earlier epoch must not be taken for one of this.
-        let id = format!("{}.{epoch}", self.record.id);
         let (from, to) = (self.endpoint(active)?.clone(), self.endpoint(active.other())?.clone());
-        let mut options = MirrorOptions::new(from, to, direction, store.journal_dir(epoch, active), &id, start);
+        let mut options = MirrorOptions::new(from, to, direction, store.journal_dir(epoch, active), &self.record.id, start);
         options.on_existing_key = self.config.snapshot.on_existing_key;
         options.on_conflict = self.config.mirror.on_conflict;
         options.on_error = self.config.mirror.on_error;
@@ -507,12 +505,12 @@ impl Controller {
         let Some(begin) = self.begin.take() else { return };
         let Some(store) = &self.store else { return };
         let line = store.line().clone();
-        let start = match (self.record.mirrored_epoch == Some(line.epoch), line.start, begin) {
-            // A crash between the commit and the first position that the mirror back wrote.
-            (false, Some(start), _) => Start::At(Position { replid: start.replid, offset: start.offset, db: start.db }),
-            (true, ..) => Start::Resume,
-            // Whether the snapshot was loaded is written on the destination.
-            (false, None, _) => Start::Snapshot,
+        let start = match (line.start, begin) {
+            // Also right behind a crash between the commit line and the first thing that the mirror back wrote. How far it
+            // has come since is written on its target.
+            (Some(start), _) => Start::At(Position { replid: start.replid, offset: start.offset, db: start.db }),
+            (None, Begin::Snapshot) => Start::Snapshot,
+            (None, Begin::Resume) => Start::Resume,
         };
         let Some(options) = self.mirror_options(line.epoch, line.active, start) else { return };
         store.remove_journals(std::slice::from_ref(&options.dir));

@@ -83,8 +83,7 @@ pub struct Record {
     /// The mirror stopped and waits for a person.
     #[serde(default)]
     pub failure: Option<Failure>,
-    /// The newest epoch whose mirror has written a position to its target; below the cell's epoch the mirror has yet to
-    /// begin at the cell's start position.
+    /// The newest epoch whose mirror was in step once: after a restart it is catching up, not loading.
     #[serde(default)]
     pub mirrored_epoch: Option<u64>,
     /// Set before a fence goes up, cleared after it has come down.
