@@ -71,6 +71,8 @@ pub struct Open {
     fence: Option<Fence>,
     standby: Option<Mirror>,
     settled: bool,
+    /// The fence may be up.
+    fenced: bool,
     committed: bool,
 }
 
@@ -213,6 +215,19 @@ impl Live {
     }
 }
 
+impl Live {
+    /// Not inside the pause: it is a write to the disk. While the fence may still be up, the record keeps it, and the
+    /// controller goes on trying.
+    fn forget_fence(&mut self) {
+        if self.open.fenced || self.store.record().fence.is_none() {
+            return;
+        }
+        if let Err(error) = self.store.update(|record| record.fence = None) {
+            tracing::warn!(%error, "the record still speaks of a fence");
+        }
+    }
+}
+
 impl Parts for Live {
     async fn prepare(&mut self, deadline: Instant) -> Result<()> {
         self.connect().await?;
@@ -246,6 +261,7 @@ impl Parts for Live {
         let (Some(client), Some(fence)) = (&mut self.open.from, &self.open.fence) else {
             return Err(Error::new(Side::Gateway, "no connection"));
         };
+        self.open.fenced = true;
         let mut commands = Vec::new();
         let up = fence.up(self.max_pause + FENCE_MARGIN);
         if let Some(up) = &up {
@@ -344,6 +360,7 @@ impl Parts for Live {
         if let Some(standby) = &self.open.standby {
             standby.go();
         }
+        self.forget_fence();
     }
 
     async fn unfence(&mut self) {
@@ -362,9 +379,7 @@ impl Parts for Live {
             };
             match timeout(Duration::from_secs(2), client.command(&down)).await {
                 Ok(Ok(_)) => {
-                    if let Err(error) = self.store.update(|record| record.fence = None) {
-                        tracing::warn!(%error, "the record still speaks of a fence");
-                    }
+                    self.open.fenced = false;
                     return;
                 }
                 Ok(Err(error)) => tracing::debug!(%error, attempt, "the fence did not come down"),
@@ -383,10 +398,7 @@ impl Parts for Live {
         if let Some(standby) = self.open.standby.take() {
             standby.stop().await;
         }
-        // A fence that was never put up, or that has come down, is forgotten.
-        if self.open.fence.is_some() && self.store.record().fence.is_some() {
-            self.unfence().await;
-        }
+        self.forget_fence();
     }
 }
 

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::cutover::live::{Left, take_down};
 use crate::cutover::verdict::{Limits, Verification};
 use crate::error::{Error, Result, Side};
-use crate::mirror::{BatchLimits, Direction, Mirror, MirrorOptions, MirrorState, Position, Stage, Start, Trouble};
+use crate::mirror::{BatchLimits, Direction, Mirror, MirrorOptions, MirrorState, Position, SnapshotProgress, Stage, Start, Trouble};
 use crate::proxy::Proxy;
 use crate::server::Endpoint;
 use crate::verify;
@@ -135,6 +135,8 @@ pub(super) struct Controller {
     retry_start: Option<(Instant, Instant)>,
     /// The last state of a mirror, shown when none runs.
     last: Option<MirrorState>,
+    /// The last snapshot that was loaded; a mirror behind a switch loads none.
+    snapshot: SnapshotProgress,
     rate: Rate,
     progress: Progress,
     fence_tried: Instant,
@@ -186,6 +188,7 @@ impl Controller {
             complaint: None,
             retry_start: None,
             last: None,
+            snapshot: SnapshotProgress::default(),
             rate: Rate::over(Duration::from_secs(2)),
             progress: Progress::new(),
             fence_tried: Instant::now(),
@@ -804,7 +807,10 @@ impl Controller {
         };
         let active = self.machine.active();
         let in_step = state.as_ref().is_some_and(|state| state.stage == Stage::Live && state.error.is_none());
-        let snapshot = state.as_ref().map(|state| state.snapshot).unwrap_or_default();
+        if let Some(state) = state.as_ref().filter(|state| state.snapshot.seconds > 0.0) {
+            self.snapshot = state.snapshot;
+        }
+        let snapshot = self.snapshot;
         let feed = state.map(|state| MirrorStatus {
             received_offset: state.received,
             applied_offset: state.applied,
