@@ -18,13 +18,19 @@ use super::holder::{self, Holder};
 use super::machine::{Begin, Ending, Input, Machine, Output, Seen};
 use super::progress::{Progress, Rate};
 use super::record::{Failure, Fence, Intent, Record, Store};
-use super::status::{ActiveSide, Clients, ErrorInfo, MirrorDirection, MirrorStatus, Phase, Snapshot, Status, SwitchEntry, SwitchKind, SwitchOutcome, SwitchRequest, Traffic};
+use super::status::{
+    ActiveSide, Clients, ErrorInfo, MirrorDirection, MirrorStatus, Phase, Snapshot, Status, SwitchEntry,
+    SwitchKind, SwitchOutcome, SwitchRequest, Traffic,
+};
 use super::{ending, precheck, switching};
 use crate::config::Config;
 use crate::cutover::live::{Left, take_down};
 use crate::cutover::verdict::{Limits, Verification};
 use crate::error::{Error, Result, Side};
-use crate::mirror::{BatchLimits, Direction, Mirror, MirrorOptions, MirrorState, Position, SnapshotProgress, Stage, Start, Trouble};
+use crate::mirror::{
+    BatchLimits, Direction, Mirror, MirrorOptions, MirrorState, Position, SnapshotProgress, Stage, Start,
+    Trouble,
+};
 use crate::proxy::Proxy;
 use crate::server::Endpoint;
 use crate::verify;
@@ -265,7 +271,10 @@ impl Controller {
                     self.running = None;
                     self.failure = None;
                     self.complaint = None;
-                    tracing::info!("the migration has ended; the clients stay on the {}", self.machine.active());
+                    tracing::info!(
+                        "the migration has ended; the clients stay on the {}",
+                        self.machine.active()
+                    );
                 }
                 if let Err(error) = self.feed(Input::Ended(good)).await {
                     tracing::error!(%error, "the end of the migration could not be recorded");
@@ -297,11 +306,14 @@ impl Controller {
     /// Requests whose answer is yes or an error. Those that take long are answered when they end.
     async fn simple(&mut self, input: Input, answer: Answer<()>) {
         if self.config.destination.is_none() {
-            let _ = answer.send(Err(Error::new(Side::Gateway, "no destination is configured").remedy("name one in [destination] or with --destination")));
+            let _ = answer.send(Err(Error::new(Side::Gateway, "no destination is configured")
+                .remedy("name one in [destination] or with --destination")));
             return;
         }
         match self.feed(input).await {
-            Ok(()) if (self.starting.is_some() || self.ending.is_some()) && self.answer.is_none() => self.answer = Some(answer),
+            Ok(()) if (self.starting.is_some() || self.ending.is_some()) && self.answer.is_none() => {
+                self.answer = Some(answer)
+            }
             outcome => {
                 let _ = answer.send(outcome);
             }
@@ -337,7 +349,8 @@ impl Controller {
                 if self.complaint.is_none() {
                     tracing::warn!(%error, "the migration cannot begin yet");
                 }
-                self.complaint = Some(ErrorInfo::new(error, Some(std::time::SystemTime::now() + (until - now))));
+                self.complaint =
+                    Some(ErrorInfo::new(error, Some(std::time::SystemTime::now() + (until - now))));
             }
             Err(error) => {
                 self.retry_start = None;
@@ -418,7 +431,8 @@ impl Controller {
             self.failure = None;
         }
         let failure = self.failure.clone();
-        let (source, destination) = (self.config.source.address.to_string(), self.address(ActiveSide::Destination));
+        let (source, destination) =
+            (self.config.source.address.to_string(), self.address(ActiveSide::Destination));
         let outcome = self.with_store(|store| {
             store.update(|record| {
                 record.intent = intent;
@@ -440,7 +454,10 @@ impl Controller {
     }
 
     fn with_store<T>(&mut self, use_it: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
-        let store = self.store.as_mut().ok_or_else(|| Error::new(Side::Gateway, "a switch is under way").remedy("wait for it to end"))?;
+        let store = self
+            .store
+            .as_mut()
+            .ok_or_else(|| Error::new(Side::Gateway, "a switch is under way").remedy("wait for it to end"))?;
         let outcome = use_it(store);
         self.record = store.record().clone();
         self.epoch = store.line().epoch;
@@ -463,7 +480,9 @@ impl Controller {
         let (source, policy) = (self.config.source.clone(), self.config.snapshot.on_existing_key);
         let holder = Holder::this(&self.record.id);
         let within = self.config.server.connect_timeout;
-        self.starting = Some(tokio::spawn(async move { precheck::begin(&source, &destination, policy, &holder, within).await }));
+        self.starting = Some(tokio::spawn(async move {
+            precheck::begin(&source, &destination, policy, &holder, within).await
+        }));
     }
 
     /// Keeps the destination ours from now on; says so once, and when it changes.
@@ -491,15 +510,21 @@ impl Controller {
             ActiveSide::Destination => Direction::Reverse,
         };
         let (from, to) = (self.endpoint(active)?.clone(), self.endpoint(active.other())?.clone());
-        let mut options = MirrorOptions::new(from, to, direction, store.journal_dir(epoch, active), &self.record.id, start);
+        let mut options =
+            MirrorOptions::new(from, to, direction, store.journal_dir(epoch, active), &self.record.id, start);
         options.on_existing_key = self.config.snapshot.on_existing_key;
         options.on_conflict = self.config.mirror.on_conflict;
         options.on_error = self.config.mirror.on_error;
         options.load_connections = self.config.snapshot.connections;
-        options.batch = BatchLimits { commands: self.config.mirror.batch_commands, bytes: self.config.mirror.batch_bytes, ..options.batch };
+        options.batch = BatchLimits {
+            commands: self.config.mirror.batch_commands,
+            bytes: self.config.mirror.batch_bytes,
+            ..options.batch
+        };
         options.retry = self.config.retry;
         if active == ActiveSide::Source {
-            options.own_keys = vec![(holder::KEY.to_owned(), Holder::this(&self.record.id).to_string().into_bytes())];
+            options.own_keys =
+                vec![(holder::KEY.to_owned(), Holder::this(&self.record.id).to_string().into_bytes())];
         }
         Some(options)
     }
@@ -511,7 +536,9 @@ impl Controller {
         let start = match (line.start, begin) {
             // Also right behind a crash between the commit line and the first thing that the mirror back wrote. How far it
             // has come since is written on its target.
-            (Some(start), _) => Start::At(Position { replid: start.replid, offset: start.offset, db: start.db }),
+            (Some(start), _) => {
+                Start::At(Position { replid: start.replid, offset: start.offset, db: start.db })
+            }
             (None, Begin::Snapshot) => Start::Snapshot,
             (None, Begin::Resume) => Start::Resume,
         };
@@ -539,12 +566,16 @@ impl Controller {
         };
         if seen == Seen::Live && self.record.mirrored_epoch != Some(self.epoch) && self.store.is_some() {
             let epoch = self.epoch;
-            if let Err(error) = self.with_store(|store| store.update(|record| record.mirrored_epoch = Some(epoch))) {
+            if let Err(error) =
+                self.with_store(|store| store.update(|record| record.mirrored_epoch = Some(epoch)))
+            {
                 tracing::error!(%error, "that the mirror is complete cannot be recorded");
             }
         }
         if seen == Seen::Failed && self.failure.is_none() {
-            let trouble = state.error.clone().unwrap_or_else(|| Trouble::new(&Error::new(Side::Gateway, "the mirror stopped without a reason"), None));
+            let trouble = state.error.clone().unwrap_or_else(|| {
+                Trouble::new(&Error::new(Side::Gateway, "the mirror stopped without a reason"), None)
+            });
             self.fail(trouble.side, trouble.message, trouble.remedy);
         }
         if seen == Seen::Snapshot {
@@ -562,7 +593,8 @@ impl Controller {
 
     async fn switch(&mut self, kind: SwitchKind, request: SwitchRequest, answer: Answer<SwitchReply>) {
         if self.config.destination.is_none() {
-            let _ = answer.send(Err(Error::new(Side::Gateway, "no destination is configured").remedy("name one in [destination] or with --destination")));
+            let _ = answer.send(Err(Error::new(Side::Gateway, "no destination is configured")
+                .remedy("name one in [destination] or with --destination")));
             return;
         }
         let outputs = match self.machine.handle(Input::Switch(kind, request.clone())) {
@@ -624,7 +656,8 @@ impl Controller {
                 self.running = running;
                 self.store = store;
                 let _ = self.machine.handle(Input::SwitchEnded(None));
-                let _ = answer.send(Err(Error::passing(Side::Gateway, "the mirror is not running yet").remedy("wait a moment, then try again")));
+                let _ = answer.send(Err(Error::passing(Side::Gateway, "the mirror is not running yet")
+                    .remedy("wait a moment, then try again")));
             }
         }
     }
@@ -679,7 +712,11 @@ impl Controller {
 
     fn settle(&mut self) {
         let active = self.machine.active();
-        let (Some(active), Some(other)) = (self.endpoint(active).cloned(), self.endpoint(active.other()).cloned()) else { return };
+        let (Some(active), Some(other)) =
+            (self.endpoint(active).cloned(), self.endpoint(active.other()).cloned())
+        else {
+            return;
+        };
         if let Some(holding) = self.holding.take() {
             holding.cancel();
         }
@@ -692,8 +729,12 @@ impl Controller {
     fn verify(&mut self, request: &VerifyRequest, answer: Answer<verify::Report>) {
         let refused = |what: &str, remedy: &str| Err(Error::new(Side::Gateway, what).remedy(remedy));
         let active = self.machine.active();
-        let (Some(a), Some(b)) = (self.endpoint(active).cloned(), self.endpoint(active.other()).cloned()) else {
-            let _ = answer.send(refused("no destination is configured", "name one in [destination] or with --destination"));
+        let (Some(a), Some(b)) = (self.endpoint(active).cloned(), self.endpoint(active.other()).cloned())
+        else {
+            let _ = answer.send(refused(
+                "no destination is configured",
+                "name one in [destination] or with --destination",
+            ));
             return;
         };
         if self.verifying.is_some() {
@@ -701,11 +742,21 @@ impl Controller {
             return;
         }
         if request.repair {
-            let _ = answer.send(refused("--repair is not in this version", "compare without it; `crossfade abort` and `start` copy everything anew"));
+            let _ = answer.send(refused(
+                "--repair is not in this version",
+                "compare without it; `crossfade abort` and `start` copy everything anew",
+            ));
             return;
         }
-        if matches!(self.machine.phase(), Phase::Snapshot | Phase::CatchingUp | Phase::CuttingOver | Phase::RollingBack) && !self.machine.switching() {
-            let _ = answer.send(refused("the copy is not complete yet", "wait until it is mirroring (`crossfade status --wait mirroring`)"));
+        if matches!(
+            self.machine.phase(),
+            Phase::Snapshot | Phase::CatchingUp | Phase::CuttingOver | Phase::RollingBack
+        ) && !self.machine.switching()
+        {
+            let _ = answer.send(refused(
+                "the copy is not complete yet",
+                "wait until it is mirroring (`crossfade status --wait mirroring`)",
+            ));
             return;
         }
         let options = verify::VerifyOptions {
@@ -722,7 +773,12 @@ impl Controller {
         let Some(verifying) = self.verifying.take() else { return };
         if let Ok(report) = &outcome {
             self.verification = Verification::Differences(report.difference_count);
-            tracing::info!(compared = report.compared, differences = report.difference_count, seconds = report.seconds, "compared the servers");
+            tracing::info!(
+                compared = report.compared,
+                differences = report.difference_count,
+                seconds = report.seconds,
+                "compared the servers"
+            );
         }
         let _ = verifying.answer.send(outcome);
     }
@@ -736,7 +792,10 @@ impl Controller {
             Note::NotHeld(error) => {
                 // Only before the mirror runs is this worth showing: afterwards the mirror tells it better.
                 if self.running.is_none() && self.switching.is_none() {
-                    self.complaint = Some(ErrorInfo::new(&error, Some(std::time::SystemTime::now() + self.config.retry.connection)));
+                    self.complaint = Some(ErrorInfo::new(
+                        &error,
+                        Some(std::time::SystemTime::now() + self.config.retry.connection),
+                    ));
                 }
             }
             Note::HeldByOther(error) => {
@@ -756,7 +815,9 @@ impl Controller {
 
     async fn tick(&mut self) {
         let now = Instant::now();
-        if let (Some(fence), true, true) = (&self.record.fence, self.store.is_some(), now - self.fence_tried > RETRY) {
+        if let (Some(fence), true, true) =
+            (&self.record.fence, self.store.is_some(), now - self.fence_tried > RETRY)
+        {
             self.fence_tried = now;
             self.take_fence_down(fence.clone());
         }
@@ -830,7 +891,11 @@ impl Controller {
             error,
             rollback_safe: active == ActiveSide::Source || (self.machine.mirrors() && in_step),
             clients: Clients { connected: stats.connected as u64, pinned: stats.pinned as u64 },
-            traffic: Traffic { commands: stats.commands, commands_per_second: (per_second * 10.0).round() / 10.0, errors: stats.errors },
+            traffic: Traffic {
+                commands: stats.commands,
+                commands_per_second: (per_second * 10.0).round() / 10.0,
+                errors: stats.errors,
+            },
             snapshot: Snapshot {
                 keys_loaded: snapshot.keys_loaded,
                 keys_expected: snapshot.keys_expected,
@@ -920,7 +985,11 @@ fn log(entry: &SwitchEntry) {
     let kind = entry.kind.name();
     match (entry.outcome, &entry.reason) {
         (SwitchOutcome::Aborted, reason) => {
-            tracing::warn!(pause_ms = entry.pause_ms, reason = reason.as_deref().unwrap_or("unknown"), "{kind} aborted; nothing changed");
+            tracing::warn!(
+                pause_ms = entry.pause_ms,
+                reason = reason.as_deref().unwrap_or("unknown"),
+                "{kind} aborted; nothing changed"
+            );
         }
         (outcome, _) => tracing::info!(
             epoch = entry.epoch,

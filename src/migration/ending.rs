@@ -19,7 +19,12 @@ use crate::server::{Client, Endpoint};
 ///
 /// # Errors
 /// When a server that can be reached refuses; what was done so far may be done again.
-pub(super) async fn end(mirror: Option<Mirror>, active: Endpoint, other: Endpoint, within: Duration) -> Result<()> {
+pub(super) async fn end(
+    mirror: Option<Mirror>,
+    active: Endpoint,
+    other: Endpoint,
+    within: Duration,
+) -> Result<()> {
     if let Some(mirror) = mirror {
         // What has arrived is applied as far as that goes quickly; the other side stays behind as a copy.
         let received = mirror.state().borrow().received;
@@ -42,7 +47,9 @@ pub(super) async fn end(mirror: Option<Mirror>, active: Endpoint, other: Endpoin
     }
     match connect(&active, within).await {
         Ok(mut client) => remove_keys(&mut client).await?,
-        Err(error) => tracing::warn!(%error, "the {} cannot be reached: the gateway's keys (crossfade:*) stay there", active.side),
+        Err(error) => {
+            tracing::warn!(%error, "the {} cannot be reached: the gateway's keys (crossfade:*) stay there", active.side)
+        }
     }
     Ok(())
 }
@@ -61,7 +68,8 @@ async fn settle(client: &mut Client) -> Result<u64> {
         client.command(&["SELECT", &space.db.to_string()]).await?;
         let mut cursor = "0".to_owned();
         loop {
-            let page = client.command(&["SCAN", &cursor, "COUNT", "1000"]).await?.into_array().unwrap_or_default();
+            let page =
+                client.command(&["SCAN", &cursor, "COUNT", "1000"]).await?.into_array().unwrap_or_default();
             let keys = page.get(1).cloned().and_then(Value::into_array).unwrap_or_default();
             settled += settle_keys(client, &keys).await?;
             match page.first().and_then(Value::as_str) {

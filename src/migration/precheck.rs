@@ -16,10 +16,20 @@ const NAMED: usize = 20;
 ///
 /// # Errors
 /// With what a person has to change, or when a server cannot be reached.
-pub(super) async fn begin(source: &Endpoint, destination: &Endpoint, policy: OnExistingKey, holder: &Holder, within: Duration) -> Result<()> {
+pub(super) async fn begin(
+    source: &Endpoint,
+    destination: &Endpoint,
+    policy: OnExistingKey,
+    holder: &Holder,
+    within: Duration,
+) -> Result<()> {
     let mut from = connect(source, within).await?;
     let info = from.info("server").await?;
-    tracing::info!(version = info.get("redis_version").unwrap_or("?"), "the source answers at {}", source.address);
+    tracing::info!(
+        version = info.get("redis_version").unwrap_or("?"),
+        "the source answers at {}",
+        source.address
+    );
     let mut to = connect(destination, within).await?;
     let info = to.info("replication").await?;
     if info.get("role") == Some("slave") {
@@ -52,7 +62,8 @@ async fn existing(client: &mut Client) -> Result<(u64, Vec<String>)> {
         }
         let mut cursor = "0".to_owned();
         while names.len() < NAMED && count > 0 {
-            let page = client.command(&["SCAN", &cursor, "COUNT", "100"]).await?.into_array().unwrap_or_default();
+            let page =
+                client.command(&["SCAN", &cursor, "COUNT", "100"]).await?.into_array().unwrap_or_default();
             let keys = page.get(1).cloned().and_then(Value::into_array).unwrap_or_default();
             for key in keys.iter().filter_map(Value::as_bytes).filter(|key| !key.starts_with(b"crossfade:")) {
                 if names.len() < NAMED {

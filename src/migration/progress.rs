@@ -64,7 +64,8 @@ impl Progress {
             return;
         }
         self.said = Some(now);
-        let left = remaining(snapshot, keys, bytes).map_or_else(|| "unknown".to_owned(), |left| humantime::format_duration(left).to_string());
+        let left = remaining(snapshot, keys, bytes)
+            .map_or_else(|| "unknown".to_owned(), |left| humantime::format_duration(left).to_string());
         tracing::info!(
             keys = snapshot.keys_loaded,
             of = snapshot.keys_expected,
@@ -77,7 +78,8 @@ impl Progress {
 }
 
 fn remaining(snapshot: &SnapshotProgress, keys: f64, bytes: f64) -> Option<Duration> {
-    let left = |done: u64, all: u64, rate: f64| (all > done && rate > 0.0).then(|| (all - done) as f64 / rate);
+    let left =
+        |done: u64, all: u64, rate: f64| (all > done && rate > 0.0).then(|| (all - done) as f64 / rate);
     let seconds = left(snapshot.keys_loaded, snapshot.keys_expected, keys)
         .or_else(|| left(snapshot.bytes_read, snapshot.bytes_expected, bytes))?;
     // A rate near zero promises centuries.
@@ -102,7 +104,8 @@ mod tests {
 
     #[test]
     fn the_time_that_is_left() {
-        let mut snapshot = SnapshotProgress { keys_loaded: 50, keys_expected: 100, ..SnapshotProgress::default() };
+        let mut snapshot =
+            SnapshotProgress { keys_loaded: 50, keys_expected: 100, ..SnapshotProgress::default() };
         assert_eq!(remaining(&snapshot, 10.0, 0.0), Some(Duration::from_secs(5)));
         assert_eq!(remaining(&snapshot, 0.0, 0.0), None);
         snapshot = SnapshotProgress { bytes_read: 10, bytes_expected: 110, ..SnapshotProgress::default() };

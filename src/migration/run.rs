@@ -29,12 +29,22 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
     let mut store = Store::open(&config.state_dir)?;
     let line = store.line().clone();
     if line.active == ActiveSide::Destination && config.destination.is_none() {
-        return Err(Error::new(Side::Gateway, format!("the clients are on the destination, says {}, but no destination is configured", config.state_dir.display()))
-            .remedy("name the destination, or use another state_dir"));
+        return Err(Error::new(
+            Side::Gateway,
+            format!(
+                "the clients are on the destination, says {}, but no destination is configured",
+                config.state_dir.display()
+            ),
+        )
+        .remedy("name the destination, or use another state_dir"));
     }
     same_servers(&config, &store)?;
     if let Some(entry) = switching::recovered(&line, &store.record().switches) {
-        tracing::warn!(epoch = line.epoch, "a {} was interrupted behind its commit line; it is finished now", entry.kind.name());
+        tracing::warn!(
+            epoch = line.epoch,
+            "a {} was interrupted behind its commit line; it is finished now",
+            entry.kind.name()
+        );
         store.update(|record| record.switches.push(entry))?;
     }
     // Before the clients come: their writes would wait for it.
@@ -46,7 +56,9 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
         if let Some(endpoint) = endpoint {
             match take_down(endpoint, &fence).await {
                 Ok(()) => store.update(|record| record.fence = None)?,
-                Err(error) => tracing::warn!(%error, "a fence that an interrupted switch left on the {} is still up; trying again", fence.side),
+                Err(error) => {
+                    tracing::warn!(%error, "a fence that an interrupted switch left on the {} is still up; trying again", fence.side)
+                }
             }
         }
     }
@@ -71,7 +83,8 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
     let (asks, asked) = mpsc::channel(16);
     let (status, shown) = watch::channel(Status::default());
     let handle = Handle::new(asks, shown);
-    let (controller, outputs) = Controller::new(Arc::clone(&config), proxy, store, asked, status, shutdown.clone());
+    let (controller, outputs) =
+        Controller::new(Arc::clone(&config), proxy, store, asked, status, shutdown.clone());
     // The control API outlives the signal: what happens while the gateway drains can be watched.
     let closed = CancellationToken::new();
     let admin = tokio::spawn(admin.serve(Arc::new(handle), closed.clone()));
@@ -90,9 +103,14 @@ fn same_servers(config: &Config, store: &Store) -> Result<()> {
         return Ok(());
     }
     let destination = config.destination.as_ref().map(|d| d.address.to_string()).unwrap_or_default();
-    for (name, was, is) in [("source", &record.source, config.source.address.to_string()), ("destination", &record.destination, destination)] {
+    for (name, was, is) in [
+        ("source", &record.source, config.source.address.to_string()),
+        ("destination", &record.destination, destination),
+    ] {
         if !was.is_empty() && *was != is {
-            tracing::warn!("the {name} was {was} when the migration began and is {is} now; it must be the same server");
+            tracing::warn!(
+                "the {name} was {was} when the migration began and is {is} now; it must be the same server"
+            );
         }
     }
     Ok(())
@@ -118,7 +136,8 @@ fn tls(files: &ListenTls) -> Result<Arc<rustls::ServerConfig>> {
     use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
     let wrong = |path: &std::path::Path, cause: String| {
-        Error::new(Side::Gateway, format!("{} cannot be used: {cause}", path.display())).remedy("give PEM files in [listen.tls]")
+        Error::new(Side::Gateway, format!("{} cannot be used: {cause}", path.display()))
+            .remedy("give PEM files in [listen.tls]")
     };
     let certificates = |path: &std::path::Path| {
         CertificateDer::pem_file_iter(path)
@@ -138,9 +157,10 @@ fn tls(files: &ListenTls) -> Result<Arc<rustls::ServerConfig>> {
             for certificate in certificates(path)? {
                 roots.add(certificate).map_err(|e| wrong(path, e.to_string()))?;
             }
-            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|e| wrong(path, e.to_string()))?;
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .build()
+                    .map_err(|e| wrong(path, e.to_string()))?;
             builder.with_client_cert_verifier(verifier)
         }
     };

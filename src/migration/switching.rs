@@ -103,7 +103,14 @@ impl Job {
             });
             Postponed { ready: at_gate, through: let_through }
         });
-        let order = Order { kind, epoch, max_pause, prepare_within: PREPARE_WITHIN, rehearse: request.rehearse, postponed };
+        let order = Order {
+            kind,
+            epoch,
+            max_pause,
+            prepare_within: PREPARE_WITHIN,
+            rehearse: request.rehearse,
+            postponed,
+        };
         let entry = switch::run(&mut live, order).await;
         Done { left: live.finish(), entry: Some(entry.clone()), reply: Ok(SwitchReply::Entry(entry)) }
     }
@@ -132,7 +139,9 @@ fn refusal(kind: SwitchKind, verdict: &Verdict) -> Error {
 fn steps(facts: &Facts) -> Vec<String> {
     let (from, to) = (facts.kind.origin(), facts.kind.target());
     let mut steps = vec![
-        format!("prepare: connect every lane and session to the {to}, attach the mirror back, make expiries exact"),
+        format!(
+            "prepare: connect every lane and session to the {to}, attach the mirror back, make expiries exact"
+        ),
         "close the gate: clients wait".to_owned(),
         format!("drain clients: everything sent to the {from} is answered"),
     ];
@@ -164,7 +173,9 @@ pub(super) fn recovered(line: &super::cell::Line, switches: &[SwitchEntry]) -> O
     Some(SwitchEntry {
         kind,
         outcome: SwitchOutcome::Committed,
-        reason: Some("the gateway died behind the commit line; the switch was finished at its restart".to_owned()),
+        reason: Some(
+            "the gateway died behind the commit line; the switch was finished at its restart".to_owned(),
+        ),
         epoch: line.epoch,
         pause_ms: line.pause_ms,
         held_commands: 0,
