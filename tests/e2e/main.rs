@@ -9,10 +9,16 @@
 mod support;
 
 mod checker;
+mod copy;
 mod datapath;
 mod h01_protocol;
 mod h03_transactions;
 mod h04_blocking;
 mod h05_pubsub;
 mod h09_source_away;
+mod h13_crashes;
+mod h30_switches;
+mod h35_switch_faults;
+mod h39_refusals;
+mod h51_h52_running;
 mod tools;

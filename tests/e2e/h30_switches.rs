@@ -1,0 +1,47 @@
+//! H30: cutover, rollback, cutover … under full load; H31 and H33 ride along with the workload's blocked readers and
+//! subscribers.
+
+use crossfade::cli::demo::workload::{Plan, Workload};
+
+use crate::support::{Setup, operations};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h30_ten_switches_under_full_load() {
+    let mut lab = Setup::new().build().await;
+    let workload = Workload::start(&Plan { clients: 64, ..Plan::new(lab.gateway.address()) });
+    lab.mirror().await;
+    for turn in 0..10 {
+        operations(&workload, 4000).await;
+        let entry = if turn % 2 == 0 { lab.cutover().await } else { lab.rollback().await };
+        assert_eq!(entry["outcome"], "committed");
+        let status = lab.gateway.status().await.unwrap();
+        assert_eq!(status["epoch"], turn + 1, "{status}");
+        assert_eq!(status["active"], if turn % 2 == 0 { "destination" } else { "source" });
+        for step in ["prepare", "close_gate", "drain_clients", "fence", "drain_mirror", "commit", "open_gate"]
+        {
+            assert!(entry["steps_ms"][step].is_number(), "{entry}");
+        }
+    }
+    operations(&workload, 4000).await;
+    let verdict = lab.judge(workload).await;
+    assert_eq!(verdict.reconnects, 0);
+    assert_eq!(lab.gateway.status().await.unwrap()["switches"].as_array().unwrap().len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h30_a_rehearsal_changes_nothing() {
+    let mut lab = Setup::new().build().await;
+    let workload = Workload::start(&Plan { pace: Some(4000), ..Plan::new(lab.gateway.address()) });
+    lab.mirror().await;
+    operations(&workload, 2000).await;
+    for _ in 0..3 {
+        let entry = lab.gateway.order("cutover", &serde_json::json!({"rehearse": true})).await.unwrap();
+        assert_eq!(entry["outcome"], "rehearsed", "{entry}");
+        operations(&workload, 1000).await;
+        let status = lab.gateway.status().await.unwrap();
+        assert_eq!((&status["active"], &status["epoch"]), (&"source".into(), &0.into()), "{status}");
+    }
+    lab.cutover().await;
+    operations(&workload, 2000).await;
+    lab.judge(workload).await;
+}
