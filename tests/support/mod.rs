@@ -252,7 +252,7 @@ pub async fn operations(workload: &Workload, more: u64) {
 pub struct Front {
     pub server: Server,
     pub proxy: Option<proxy::Proxy>,
-    gateway: crossfade::proxy::Proxy,
+    gateway: Gateway,
     _dir: tempfile::TempDir,
 }
 
@@ -272,9 +272,6 @@ impl Front {
     }
 
     async fn build(args: &[&str], faults: bool) -> Self {
-        use crossfade::Side;
-        use crossfade::proxy::{Active, ListenOptions, Proxy, ProxyOptions};
-        use crossfade::server::Endpoint;
         let dir = tempfile::tempdir().unwrap();
         let server = start_server("", dir.path(), args).await;
         let mut url = server.url();
@@ -284,19 +281,13 @@ impl Front {
             url = format!("redis://{}", between.address());
             proxy = Some(between);
         }
-        let gateway = Proxy::start(ProxyOptions {
-            listen: ListenOptions { address: "127.0.0.1:0".into(), workers: 2, ..ListenOptions::default() },
-            source: Endpoint::parse(Side::Source, &url).unwrap(),
-            destination: None,
-            active: Active::Source,
-            reconnect_wait: Duration::from_secs(10),
-        })
-        .unwrap();
+        let options = GatewayOptions::new(EXE, &dir.path().join("gateway"), &url, "");
+        let gateway = Gateway::start(options).await.unwrap();
         Self { server, proxy, gateway, _dir: dir }
     }
 
     /// `host:port` of the gateway.
     pub fn address(&self) -> String {
-        self.gateway.local_addr().to_string()
+        self.gateway.address()
     }
 }

@@ -19,7 +19,7 @@ pub struct GatewayOptions {
     pub dir: PathBuf,
     /// URL of the source.
     pub source: String,
-    /// URL of the destination.
+    /// URL of the destination; empty: there is none.
     pub destination: String,
     /// Further arguments of `run`.
     pub args: Vec<String>,
@@ -315,7 +315,7 @@ fn launch(options: &GatewayOptions, listen: u16, admin: u16) -> io::Result<Child
         .arg("run")
         .args(["--listen", &format!("127.0.0.1:{listen}")])
         .args(["--admin", &format!("127.0.0.1:{admin}")])
-        .args(["--source", &options.source, "--destination", &options.destination])
+        .args(["--source", &options.source])
         .arg("--state-dir")
         .arg(options.dir.join("state"))
         .args(&options.args)
