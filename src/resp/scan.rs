@@ -74,7 +74,8 @@ impl Frame {
 }
 
 fn header_end(buf: &[u8]) -> usize {
-    memchr::memchr(b'\n', buf).map_or(buf.len(), |at| at + 1)
+    // Like Redis, the scanner looks for the CR only and passes over whatever stands in the LF's place.
+    memchr::memchr(b'\r', buf).map_or(buf.len(), |at| (at + 2).min(buf.len()))
 }
 
 /// Iterates over the arguments of a scanned multibulk command.

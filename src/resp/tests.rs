@@ -84,6 +84,8 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => proptest::sample::select(b"*$+-:,#(_~%>|=!0123456789\r\n \"'\\x".to_vec()).prop_map(|b| vec![b]),
         2 => Just(b"\r\n".to_vec()),
+        1 => (0..5u8).prop_map(|n| vec![b'*', b'0' + n, b'\r', b'?']),
+        1 => (0..3u8).prop_map(|n| [b"$", &[b'0' + n][..], b"\r?ab?"].concat()),
         1 => any::<u8>().prop_map(|b| vec![b]),
         1 => (0..70i64).prop_map(|n| format!("*{n}\r\n").into_bytes()),
         2 => (-2..9i64).prop_map(|n| format!("${n}\r\n").into_bytes()),
@@ -222,12 +224,11 @@ proptest! {
     #[test]
     fn small_limits_hold(text in garbage()) {
         let limits = Limits { inline: 16, arguments: 4, bulk: 8 };
-        if let Ok(Some(frame)) = CommandScanner::default().next(&text, &limits) {
-            if !frame.inline {
+        if let Ok(Some(frame)) = CommandScanner::default().next(&text, &limits)
+            && !frame.inline {
                 prop_assert!(frame.argc <= 4);
                 prop_assert!(frame.args(&text).all(|arg| arg.len() <= 8));
             }
-        }
     }
 
     #[test]
@@ -285,6 +286,14 @@ fn empty_commands_are_passed_over() {
         let frame = CommandScanner::default().next(text, &Limits::default()).unwrap().unwrap();
         assert_eq!((frame.argc, frame.len), (0, text.len()));
     }
+}
+
+#[test]
+fn a_byte_in_the_place_of_the_line_feed_is_passed_over() {
+    let text = b"*2\rx$3\r\rfooxy$1\r\0b\n\r";
+    let frame = CommandScanner::default().next(text, &Limits::default()).unwrap().unwrap();
+    assert_eq!(frame.len, text.len());
+    assert_eq!(frame.args(text).collect::<Vec<_>>(), [&b"foo"[..], b"b"]);
 }
 
 #[test]

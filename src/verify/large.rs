@@ -110,10 +110,10 @@ async fn scan(
             }
             items = names;
         }
-        if !items.is_empty() {
-            if let Some(verdict) = chunk_on_b(pair, key, kind, &items, &values).await? {
-                return Ok(Some(verdict));
-            }
+        if !items.is_empty()
+            && let Some(verdict) = chunk_on_b(pair, key, kind, &items, &values).await?
+        {
+            return Ok(Some(verdict));
         }
         cursor = next;
         if cursor.as_ref() == b"0" {
@@ -300,15 +300,14 @@ pub(super) async fn groups(pair: &mut Pair, key: &Bytes) -> Result<Verdict> {
         // Unknown (nil) on a server that had the stream from an older one.
         if let (Some(Value::Integer(a)), Some(Value::Integer(b))) =
             (a.field("entries-read"), b.field("entries-read"))
+            && a != b
         {
-            if a != b {
-                return Ok(value(format!("group {named:.80}: {a} entries read against {b}")));
-            }
+            return Ok(value(format!("group {named:.80}: {a} entries read against {b}")));
         }
-        if a.field("pending").and_then(Value::as_i64).unwrap_or(0) > 0 {
-            if let Some(verdict) = pending(pair, key, &group, &named).await? {
-                return Ok(Some(verdict));
-            }
+        if a.field("pending").and_then(Value::as_i64).unwrap_or(0) > 0
+            && let Some(verdict) = pending(pair, key, &group, &named).await?
+        {
+            return Ok(Some(verdict));
         }
         // Before 7.0 replication did not carry consumers that never got an entry.
         if pair.a.can.pexpiretime && pair.b.can.pexpiretime {

@@ -245,14 +245,14 @@ pub(super) fn entries(a: &Value, b: &Value) -> Verdict {
 /// What a stream says of itself, as far as both servers tell it.
 pub(super) fn stream_info(a: &Value, b: &Value) -> Verdict {
     for field in ["length", "last-generated-id", "max-deleted-entry-id", "entries-added"] {
-        if let (Some(a), Some(b)) = (a.field(field), b.field(field)) {
-            if a != b {
-                let text = |value: &Value| match value {
-                    Value::Integer(number) => number.to_string(),
-                    other => other.as_str().unwrap_or("nil").to_owned(),
-                };
-                return value(format!("the stream's {field} is {} against {}", text(a), text(b)));
-            }
+        if let (Some(a), Some(b)) = (a.field(field), b.field(field))
+            && a != b
+        {
+            let text = |value: &Value| match value {
+                Value::Integer(number) => number.to_string(),
+                other => other.as_str().unwrap_or("nil").to_owned(),
+            };
+            return value(format!("the stream's {field} is {} against {}", text(a), text(b)));
         }
     }
     None
