@@ -122,7 +122,7 @@ fn snapshot(c: &mut Criterion) {
             b.iter(|| {
                 let mut reader = Reader::new(black_box(&file[..]), ReadOptions::default());
                 let mut seen = 0;
-                while let Ok(Some(item)) = reader.next() {
+                while let Ok(Some(item)) = reader.next_item() {
                     seen += u32::from(matches!(item, Item::Entry(_)));
                 }
                 assert_eq!(seen, keys);
@@ -132,7 +132,7 @@ fn snapshot(c: &mut Criterion) {
             let mut payload = Vec::new();
             b.iter(|| {
                 let mut reader = Reader::new(black_box(&file[..]), ReadOptions::default());
-                while let Ok(Some(item)) = reader.next() {
+                while let Ok(Some(item)) = reader.next_item() {
                     if let Item::Entry(entry) = item {
                         payload.clear();
                         entry.value.dump_payload(&mut payload);

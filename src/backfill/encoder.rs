@@ -161,12 +161,13 @@ impl<'a> Encoder<'a> {
     /// A key with its value in memory.
     pub(super) fn entry(&mut self, entry: &Entry<'_>, out: &mut Out<'_>) -> Result<(), What> {
         let expiry = entry.expire_at_ms.map(padded);
-        if entry.idle.is_none() && entry.freq.is_none() {
-            if let Some(text) = entry.value.text() {
-                if self.string(entry.key, text, expiry)? {
-                    return Ok(self.hand_over_if_full(out)?);
-                }
-            }
+        // Access times travel with RESTORE only.
+        if entry.idle.is_none()
+            && entry.freq.is_none()
+            && let Some(text) = entry.value.text()
+            && self.string(entry.key, text, expiry)?
+        {
+            return Ok(self.hand_over_if_full(out)?);
         }
         if self.plan.restores(&entry.value) {
             self.restore(entry, expiry);
@@ -195,6 +196,7 @@ impl<'a> Encoder<'a> {
             return Ok(false);
         }
         let arguments = 3 + if expiry.is_some() { 2 } else { 0 } + usize::from(self.plan.keep);
+        self.make_room(key.len() + len);
         self.begin(arguments);
         bulk(&mut self.bytes, b"SET");
         bulk(&mut self.bytes, key);
@@ -241,6 +243,7 @@ impl<'a> Encoder<'a> {
         let options = usize::from(replace)
             + usize::from(absolute)
             + 2 * (usize::from(idle.is_some()) + usize::from(freq.is_some() && idle.is_none()));
+        self.make_room(entry.key.len() + entry.value.dump_len());
         self.begin(4 + options);
         bulk(&mut self.bytes, b"RESTORE");
         bulk(&mut self.bytes, entry.key);
@@ -265,6 +268,13 @@ impl<'a> Encoder<'a> {
             self.expire_at(entry.key, at);
         }
         self.keys += 1;
+    }
+
+    /// A large value gets the room that it needs, and not twice as much.
+    fn make_room(&mut self, len: usize) {
+        if len > BATCH {
+            self.bytes.reserve_exact(len + 256);
+        }
     }
 
     fn expire_at(&mut self, key: &[u8], at_ms: u64) {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::encoder::{Batch, Encoder, Part, Plan};
@@ -14,6 +14,9 @@ use super::progress::{FailedKey, Failures, Progress, Throttle};
 use super::{LoadOptions, OWN_PREFIX, cancelled};
 use crate::error::{Error, Result, Side};
 use crate::rdb::{self, Item, RdbError, ReadOptions, Reader, Stopped, What};
+
+/// A value of more bytes than this is encoded only when there is room in the budget.
+const LARGE: usize = 1024 * 1024;
 
 /// What the feeder counted.
 #[derive(Debug, Default)]
@@ -40,6 +43,8 @@ struct Lanes {
     runtime: Handle,
     cancel: CancellationToken,
     pace: Pace,
+    /// Taken before the batch that it is for was encoded.
+    reserved: Option<OwnedSemaphorePermit>,
     /// Batches handed over.
     sent: u64,
 }
@@ -57,8 +62,17 @@ impl Feeder {
     ) -> Self {
         let whole = u32::try_from(budget.available_permits()).unwrap_or(u32::MAX);
         let pace = Pace { limits: Arc::clone(&options.throttle), since: Instant::now() };
-        let lanes =
-            Lanes { senders, turn: 0, budget, whole, runtime: Handle::current(), cancel, pace, sent: 0 };
+        let lanes = Lanes {
+            senders,
+            turn: 0,
+            budget,
+            whole,
+            runtime: Handle::current(),
+            cancel,
+            pace,
+            reserved: None,
+            sent: 0,
+        };
         Self { plan, lanes, failures, progress, big_value: options.big_value }
     }
 
@@ -98,11 +112,16 @@ fn feed<R: Read>(
             batches = lanes.sent;
             progress.bytes_read.store(reader.bytes_read(), Relaxed);
         }
-        let Some(item) = reader.next()? else { break };
+        let Some(item) = reader.next_item()? else { break };
         let out = &mut |batch| lanes.send(batch);
         match item {
             Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => fed.own_keys += 1,
             Item::Entry(entry) => {
+                if entry.value.body.len() > LARGE {
+                    encoder.finish(out)?;
+                    lanes.reserve(entry.value.body.len())?;
+                }
+                let out = &mut |batch| lanes.send(batch);
                 if let Err(what) = encoder.entry(&entry, out) {
                     let key = entry.key.to_vec();
                     match what {
@@ -195,21 +214,39 @@ impl Lanes {
         if batch.part != Part::Continue {
             self.turn = (self.turn + 1) % self.senders.len();
         }
-        let lane = &self.senders[self.turn];
-        // A batch larger than the whole budget travels alone.
-        let size = u32::try_from(batch.bytes.len() / 1024 + 1).unwrap_or(u32::MAX).min(self.whole);
-        let budget = Arc::clone(&self.budget);
-        let permit = self.runtime.block_on(async {
-            tokio::select! {
-                permit = budget.acquire_many_owned(size) => permit.ok(),
-                // What is in flight on a lost connection never comes back.
-                () = lane.closed() => None,
-                () = self.cancel.cancelled() => None,
-            }
+        batch.permit = Some(match self.reserved.take() {
+            Some(permit) => permit,
+            None => self.permit(batch.bytes.len())?,
         });
-        batch.permit = Some(permit.ok_or(Stopped)?);
         self.sent += 1;
-        lane.blocking_send(batch).map_err(|_| Stopped)
+        self.senders[self.turn].blocking_send(batch).map_err(|_| Stopped)
+    }
+
+    /// Waits for room for a batch that is yet to be made.
+    fn reserve(&mut self, bytes: usize) -> Result<(), Stopped> {
+        self.reserved = Some(self.permit(bytes)?);
+        Ok(())
+    }
+
+    fn permit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Stopped> {
+        // A batch larger than the whole budget travels alone.
+        let size = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.whole);
+        let budget = Arc::clone(&self.budget);
+        if let Ok(permit) = Arc::clone(&budget).try_acquire_many_owned(size) {
+            return Ok(permit);
+        }
+        let lost = async {
+            // What is in flight on a lost connection never comes back.
+            futures_util::future::select_all(self.senders.iter().map(|lane| Box::pin(lane.closed()))).await
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                permit = budget.acquire_many_owned(size) => permit.map_err(|_| Stopped),
+                _ = lost => Err(Stopped),
+                () = self.cancel.cancelled() => Err(Stopped),
+            }
+        })
     }
 }
 

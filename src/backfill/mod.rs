@@ -6,6 +6,7 @@
 //! - It can be begun again from the start at any time: what is written replaces what an earlier attempt left.
 //! - Expiries are stored padded ([`crate::mirror::expiry`]), also those that lie in the past: the source's own DEL
 //!   removes the key, so a key that the application extended meanwhile is not lost.
+//!   Expiries of single hash fields are not padded: RESTORE carries them as they are.
 //! - Memory is bounded by [`LoadOptions::budget`] plus one value below [`LoadOptions::big_value`].
 //!
 //! How a key travels, cheapest first:

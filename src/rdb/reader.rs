@@ -265,7 +265,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next record; `None` after the end, when the checksum has been found right.
-    pub fn next(&mut self) -> Result<Option<Item<'_>>, RdbError> {
+    pub fn next_item(&mut self) -> Result<Option<Item<'_>>, RdbError> {
         let flavour = self.header()?.flavour;
         if self.done {
             return Ok(None);

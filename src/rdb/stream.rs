@@ -181,10 +181,10 @@ pub(super) fn dangling(value: &RawValue<'_>) -> Result<Vec<Id>, What> {
     let mut input = Slice::new(value.body);
     for _ in 0..length(&mut input)? {
         node(&mut input, &mut |visit| {
-            if let Visit::Entry(id) = visit {
-                if let Ok(at) = ids.binary_search(&id) {
-                    gone[at] = false;
-                }
+            if let Visit::Entry(id) = visit
+                && let Ok(at) = ids.binary_search(&id)
+            {
+                gone[at] = false;
             }
             Ok(())
         })?;

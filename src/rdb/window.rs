@@ -111,8 +111,9 @@ impl<R: Read> Window<R> {
         }
         while self.end - self.pos < n {
             if self.end == self.buf.len() {
-                // Doubling bytes that were seen: a length that lies costs nothing.
-                let grown = self.buf.len() * 2;
+                // Doubling bytes that were seen: a length that lies costs nothing. Not beyond what may be kept.
+                let most = if self.keep { self.limit.saturating_add(BASE) } else { usize::MAX };
+                let grown = (self.buf.len() * 2).min(most.max(self.end + BASE));
                 self.buf.reserve_exact(grown - self.buf.len());
                 self.buf.resize(grown, 0);
             }

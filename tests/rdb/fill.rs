@@ -4,10 +4,10 @@ use crate::server::{Connection, Server, now_ms};
 use crossfade::resp::value::Value;
 
 /// The dbs that are used.
-pub const DBS: [u32; 3] = [0, 3, 9];
+pub(crate) const DBS: [u32; 3] = [0, 3, 9];
 
 /// Fills a server as far as it knows the commands.
-pub fn fill(server: &Server) {
+pub(crate) fn fill(server: &Server) {
     let mut to = server.connect();
     for (db, compact) in [(0, true), (3, false), (9, true)] {
         to.must(&["SELECT", &db.to_string()]);
@@ -54,7 +54,7 @@ fn encodings(to: &mut Connection, compact: bool) {
 }
 
 /// Bytes that do not compress.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
         .map(|_| {

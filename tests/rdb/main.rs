@@ -80,7 +80,7 @@ fn files_of_every_server_restore_to_the_same_values() {
         let mut reader = Reader::new(Trickle(&file, 1), ReadOptions::default());
         let mut keys = 0;
         let mut selected = u32::MAX;
-        while let Some(item) = reader.next().unwrap() {
+        while let Some(item) = reader.next_item().unwrap() {
             let Item::Entry(entry) = item else { continue };
             if entry.db != selected {
                 selected = entry.db;
@@ -119,7 +119,7 @@ fn write_as_commands(file: &[u8], options: ReadOptions, server: &Server, dialect
     let mut reader = Reader::new(Trickle(file, 3), options);
     let mut big = 0;
     let mut selected = 0;
-    while let Some(item) = reader.next().unwrap() {
+    while let Some(item) = reader.next_item().unwrap() {
         let db = match &item {
             Item::Entry(entry) => entry.db,
             Item::Big(entry) => entry.db,
@@ -238,7 +238,7 @@ fn snapshots_are_loaded_into_servers_of_other_versions() {
         }
         assert!(found.is_empty(), "{from} to {to}:\n{}", found.join("\n"));
         // What the destination has no command for.
-        let expires = |name: &str| dialect(name).hash_field_expiry && from != "";
+        let expires = |name: &str| dialect(name).hash_field_expiry;
         let lacking = expires(from) && !expires(to)
             || dialect(from).redis_8_8 && !dialect(to).redis_8_8
             || (from, to) == ("redis-7.2", "redis-5.0"); // functions
@@ -332,11 +332,88 @@ fn a_db_that_the_destination_lacks_is_named_and_nothing_lands_elsewhere() {
     assert_eq!(destination.connect().must(&["GET", "a"]).as_bytes(), Some(&b"0"[..]));
 }
 
+/// A file that is still being written: more comes when the test says so.
+struct Live(std::sync::mpsc::Receiver<Vec<u8>>, Vec<u8>);
+
+impl Read for Live {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.1.is_empty() {
+            self.1 = self.0.recv().unwrap_or_default();
+        }
+        let n = buf.len().min(self.1.len());
+        buf[..n].copy_from_slice(&self.1[..n]);
+        self.1.drain(..n);
+        Ok(n)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loading_follows_the_file_and_ends_when_it_is_cancelled_or_the_destination_is_lost() {
+    let name = servers(&["redis-7.0"])[0];
+    let source = Server::start(name);
+    let mut from = source.connect();
+    for i in 0..20_000 {
+        from.must(&["SET", &format!("key:{i}"), "a value of some length, so that batches fill"]);
+    }
+    let file = source.save();
+    let half = file.len() / 2;
+    let deadline = std::time::Duration::from_secs(20);
+    for end in ["whole", "cancelled", "lost"] {
+        let mut destination = Server::start(name);
+        let (more, live) = std::sync::mpsc::sync_channel(2);
+        let progress = Arc::new(Progress::default());
+        let cancel = CancellationToken::new();
+        let options = LoadOptions::new(destination.endpoint());
+        let load = backfill::load(Live(live, Vec::new()), options, Arc::clone(&progress), cancel.clone());
+        let load = tokio::spawn(load);
+        more.send(file[..half].to_vec()).unwrap();
+        let begun = std::time::Instant::now();
+        while progress.view().keys_loaded < 8_000 {
+            assert!(begun.elapsed() < deadline, "{end}: {:?}", progress.view());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(progress.view().keys_expected, 20_000);
+        match end {
+            "cancelled" => cancel.cancel(),
+            "lost" => destination.kill(),
+            _ => {}
+        }
+        if end != "cancelled" {
+            more.send(file[half..].to_vec()).unwrap();
+            drop(more);
+        }
+        let outcome = tokio::time::timeout(deadline, load).await.expect(end).unwrap();
+        match end {
+            "whole" => assert_eq!(outcome.unwrap().keys, 20_000),
+            _ => {
+                let error = outcome.unwrap_err();
+                assert!(error.retry, "{end}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_throttled_load_takes_its_time() {
+    let name = servers(&["redis-7.0"])[0];
+    let source = Server::start(name);
+    let mut from = source.connect();
+    for i in 0..2000 {
+        from.must(&[b"SET", format!("key:{i}").as_bytes(), &noise(1000, i)]);
+    }
+    let destination = Server::start(name);
+    let options = LoadOptions::new(destination.endpoint());
+    options.throttle.bytes.store(4_000_000, std::sync::atomic::Ordering::Relaxed);
+    let report = load(source.save(), options).unwrap();
+    // 2 MB, less what the first moments are allowed.
+    assert!((0.3..3.0).contains(&report.took.as_secs_f64()), "{:?}", report.took);
+}
+
 /// Reads to the end or to the first error, taking every value apart.
 fn read_all(file: &[u8], big_value: usize) -> Result<BTreeMap<Vec<u8>, usize>, What> {
     let mut reader = Reader::new(file, ReadOptions { big_value });
     let mut seen = BTreeMap::new();
-    while let Some(item) = reader.next().map_err(|error| error.what)? {
+    while let Some(item) = reader.next_item().map_err(|error| error.what)? {
         match item {
             Item::Entry(entry) => {
                 take_apart(&entry.value);

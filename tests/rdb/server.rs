@@ -15,18 +15,17 @@ use crossfade::resp::write;
 use crossfade::server::Endpoint;
 
 /// A server on a unix socket in a folder of its own.
-pub struct Server {
-    pub name: String,
+pub(crate) struct Server {
     child: Child,
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    pub fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         Self::start_with(name, &[])
     }
 
-    pub fn start_with(name: &str, args: &[&str]) -> Self {
+    pub(crate) fn start_with(name: &str, args: &[&str]) -> Self {
         let binary = binary(name);
         let folder = tempfile::tempdir().unwrap();
         // Not an argument "--save ''": 2.8 does not take an empty one.
@@ -42,7 +41,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        let server = Self { name: name.to_owned(), child, folder };
+        let server = Self { child, folder };
         let deadline = Instant::now() + Duration::from_secs(20);
         while UnixStream::connect(server.socket()).is_err() {
             assert!(Instant::now() < deadline, "{} does not start", binary.display());
@@ -51,22 +50,28 @@ impl Server {
         server
     }
 
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
     }
 
-    pub fn connect(&self) -> Connection {
+    pub(crate) fn connect(&self) -> Connection {
         let stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Connection { stream, buf: BytesMut::new(), decoder: Decoder::default() }
     }
 
-    pub fn endpoint(&self) -> Endpoint {
+    pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint::parse(Side::Destination, &format!("unix://{}", self.socket().display())).unwrap()
     }
 
     /// Has it written to disk, and answers the file.
-    pub fn save(&self) -> Vec<u8> {
+    pub(crate) fn save(&self) -> Vec<u8> {
         assert!(self.connect().call(&["SAVE"]).is_ok());
         std::fs::read(self.folder.path().join("dump.rdb")).unwrap()
     }
@@ -87,7 +92,7 @@ fn binary(name: &str) -> PathBuf {
 }
 
 /// The servers that are there, of those named; at least the one on PATH.
-pub fn servers(names: &[&'static str]) -> Vec<&'static str> {
+pub(crate) fn servers(names: &[&'static str]) -> Vec<&'static str> {
     let mut found: Vec<_> =
         names.iter().copied().filter(|name| binary(name).is_absolute() && binary(name).exists()).collect();
     if found.is_empty() {
@@ -96,14 +101,14 @@ pub fn servers(names: &[&'static str]) -> Vec<&'static str> {
     found
 }
 
-pub struct Connection {
+pub(crate) struct Connection {
     stream: UnixStream,
     buf: BytesMut,
     decoder: Decoder,
 }
 
 impl Connection {
-    pub fn call<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Value {
+    pub(crate) fn call<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Value {
         let mut out = Vec::new();
         write::command(&mut out, args);
         self.stream.write_all(&out).unwrap();
@@ -123,7 +128,7 @@ impl Connection {
     }
 
     /// As [`Connection::call`]; an error is a failure of the test.
-    pub fn must<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Value {
+    pub(crate) fn must<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Value {
         let reply = self.call(args);
         if let Value::Error(text) = &reply {
             let args: Vec<String> = args
@@ -136,20 +141,20 @@ impl Connection {
     }
 
     /// A line of words.
-    pub fn line(&mut self, line: &str) -> Value {
+    pub(crate) fn line(&mut self, line: &str) -> Value {
         self.call(&line.split(' ').collect::<Vec<_>>())
     }
 }
 
 /// What a key looks like: type and value as text that does not depend on the encoding, expiry in unix ms.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
-    pub value: String,
-    pub expiry: i64,
+pub(crate) struct Look {
+    pub(crate) value: String,
+    pub(crate) expiry: i64,
 }
 
 /// Everything in these dbs.
-pub fn look(connection: &mut Connection, dbs: &[u32]) -> BTreeMap<(u32, Vec<u8>), Look> {
+pub(crate) fn look(connection: &mut Connection, dbs: &[u32]) -> BTreeMap<(u32, Vec<u8>), Look> {
     let mut found = BTreeMap::new();
     for db in dbs {
         connection.must(&["SELECT", &db.to_string()]);
@@ -233,7 +238,7 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
     Look { value: format!("{kind}: {value}"), expiry }
 }
 
-pub fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
@@ -309,7 +314,10 @@ fn list(value: Value) -> Vec<Vec<u8>> {
 }
 
 /// What differs, for a person.
-pub fn differences(a: &BTreeMap<(u32, Vec<u8>), Look>, b: &BTreeMap<(u32, Vec<u8>), Look>) -> Vec<String> {
+pub(crate) fn differences(
+    a: &BTreeMap<(u32, Vec<u8>), Look>,
+    b: &BTreeMap<(u32, Vec<u8>), Look>,
+) -> Vec<String> {
     let mut all = Vec::new();
     for ((db, key), look) in a {
         let name = format!("db {db} {}", short(key));
