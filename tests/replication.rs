@@ -6,6 +6,8 @@
 //! Older servers and forks are tried when `CROSSFADE_SERVERS` names a folder with `<name>/redis-server` or
 //! `<name>/valkey-server` in it.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -67,10 +69,10 @@ impl Server {
                 if server.child.try_wait().unwrap().is_some() {
                     break;
                 }
-                if let Ok(mut client) = Client::open(&server.endpoint(), Duration::from_secs(5)).await {
-                    if client.command(&["PING"]).await.is_ok() {
-                        return server;
-                    }
+                if let Ok(mut client) = Client::open(&server.endpoint(), Duration::from_secs(5)).await
+                    && client.command(&["PING"]).await.is_ok()
+                {
+                    return server;
                 }
                 assert!(Instant::now() < deadline, "the server does not answer");
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -640,4 +642,65 @@ async fn every_other_server_that_is_here() {
         }
         eprintln!("{name}: {capabilities}, RDB {}", capabilities.rdb_version);
     }
+}
+
+/// Not a test: `cargo test --release --test replication -- --ignored --nocapture how_fast`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn how_fast() {
+    let server = Server::start(&["--repl-diskless-sync", "no", "--repl-backlog-size", "1gb"]).await;
+    server.run("DEBUG POPULATE 2000000 base 100").await;
+    server.run("BGSAVE").await;
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let began = Instant::now();
+    let feed = Feed::start(&server, dir.path(), ReceiveFrom::FullSync);
+    feed.wait_link("snapshot", |link| matches!(link, Link::Snapshot { read, .. } if *read > 0)).await;
+    let first = Instant::now();
+    feed.streaming().await;
+    let bytes = feed.journal.snapshot().unwrap().bytes as f64 / 1e6;
+    let (wait, took) = (first - began, first.elapsed());
+    eprintln!("snapshot: {bytes:.0} MB after {wait:?} in {took:?}, {:.0} MB/s", bytes / took.as_secs_f64());
+    let began = Instant::now();
+    let mut reader = feed.journal.snapshot_reader().unwrap();
+    let mut buffer = vec![0; 256 * 1024];
+    while reader.read(&mut buffer).unwrap() > 0 {}
+    eprintln!("read again: {:.0} MB/s", bytes / began.elapsed().as_secs_f64());
+
+    let start = feed.journal.received();
+    let mut live = feed.journal.reader(start).unwrap();
+    let end = start + 400_000_000;
+    let following = tokio::spawn(async move {
+        while live.position() < end {
+            live.next().await.unwrap();
+        }
+    });
+    let mut client = server.client().await;
+    let line = format!("*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$1000\r\n{}\r\n", "x".repeat(1000)).repeat(1000);
+    let began = Instant::now();
+    while server.offset().await < end {
+        client.pipeline(&line.as_bytes().repeat(10), 10_000).await.unwrap();
+    }
+    following.await.unwrap();
+    eprintln!("live: {:.0} MB/s, as the server gives it", 400.0 / began.elapsed().as_secs_f64());
+    let began = Instant::now();
+    let mut behind = feed.journal.reader(start).unwrap();
+    let mut chunks = 0;
+    while behind.position() < end {
+        behind.next().await.unwrap();
+        chunks += 1;
+    }
+    eprintln!("behind: {:.0} MB/s in {chunks} pieces", 400.0 / began.elapsed().as_secs_f64());
+
+    let mut live = feed.journal.reader(feed.journal.received()).unwrap();
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        while live.try_next().is_some() {}
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let began = Instant::now();
+        client.command(&["SET", "a", "b"]).await.unwrap();
+        live.next().await.unwrap();
+        times.push(began.elapsed());
+    }
+    times.sort();
+    eprintln!("from the write to the reader: median {:?}, 99% {:?}", times[100], times[198]);
 }

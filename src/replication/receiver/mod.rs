@@ -15,11 +15,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::framing::{AckScan, Body, Header, Piece};
-use super::handshake::{self, Answer, Ask, Attached, Introduction};
-use super::journal::{Journal, SnapshotWriter};
-use super::position::Position;
 use crate::error::{Error, Result, Side};
+use crate::replication::framing::{AckScan, Body, Header, Piece};
+use crate::replication::handshake::{self, Answer, Ask, Attached, Introduction};
+use crate::replication::journal::{Journal, SnapshotWriter};
+use crate::replication::position::Position;
 use crate::resp::write;
 use crate::server::{Endpoint, Stream};
 
@@ -434,7 +434,7 @@ impl Task {
     }
 
     fn disk_trouble(&self, before: &mut Option<Link>, cause: io::Error) {
-        let error = super::journal::disk("the journal cannot be written", cause);
+        let error = crate::replication::journal::disk("the journal cannot be written", cause);
         if before.is_none() {
             tracing::error!(%error, "the receiver waits for the disk");
             *before = Some(self.state.borrow().link.clone());
@@ -618,3 +618,6 @@ fn ack(out: &mut BytesMut, offset: u64) {
         write::command(out, &["REPLCONF", "ACK", itoa::Buffer::new().format(offset)]);
     }
 }
+
+#[cfg(test)]
+mod tests;
