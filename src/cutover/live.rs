@@ -347,11 +347,7 @@ impl Parts for Live {
         if let (Some(Fence::Pause), Some(client)) = (&self.open.fence, &mut self.open.from) {
             match timeout(Duration::from_secs(2), fence::close_held_writers(client)).await {
                 Ok(Ok(0)) => {}
-                Ok(Ok(closed)) => tracing::warn!(
-                    closed,
-                    "connections that write to the {} without the gateway were closed at the switch; they must use the gateway",
-                    self.kind.origin()
-                ),
+                Ok(Ok(closed)) => warn_of_strays(closed, self.kind.origin()),
                 Ok(Err(error)) => tracing::debug!(%error, "writers held by the fence could not be listed"),
                 Err(_) => tracing::debug!("writers held by the fence could not be listed in time"),
             }
@@ -426,17 +422,34 @@ pub async fn connect(endpoint: &Endpoint, within: Duration) -> Result<Client> {
     Ok(client)
 }
 
-/// Takes down a fence that a crash or a lost connection left behind.
+/// Takes down a fence that a crash or a lost connection left behind. Where the switch was committed, `abandoned` is true:
+/// the writes that the fence still holds would land on the old side only.
 ///
 /// # Errors
 /// When the server cannot be reached or refuses.
-pub async fn take_down(endpoint: &Endpoint, fence: &record::Fence) -> Result<()> {
+pub async fn take_down(endpoint: &Endpoint, fence: &record::Fence, abandoned: bool) -> Result<()> {
     let mut client = connect(endpoint, Duration::from_secs(2)).await?;
     match &fence.setting {
         Some((name, former)) => client.command(&["CONFIG", "SET", name, former]).await.map(|_| ()),
-        // Before 6.2 there is no UNPAUSE, and then there was no fence of this kind.
-        None => client.call(&["CLIENT", "UNPAUSE"]).await.map(|_| ()),
+        None => {
+            if abandoned {
+                match fence::close_held_writers(&mut client).await {
+                    Ok(0) => {}
+                    Ok(closed) => warn_of_strays(closed, fence.side),
+                    Err(error) => tracing::debug!(%error, "writers held by the fence could not be listed"),
+                }
+            }
+            // Before 6.2 there is no UNPAUSE, and then there was no fence of this kind.
+            client.call(&["CLIENT", "UNPAUSE"]).await.map(|_| ())
+        }
     }
+}
+
+fn warn_of_strays(closed: usize, side: ActiveSide) {
+    tracing::warn!(
+        closed,
+        "connections that write to the {side} without the gateway were closed at the switch; they must use the gateway"
+    );
 }
 
 /// The sections that a verdict needs.

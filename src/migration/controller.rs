@@ -831,8 +831,9 @@ impl Controller {
     fn take_fence_down(&self, fence: Fence) {
         let Some(endpoint) = self.endpoint(fence.side).cloned() else { return };
         let noting = self.noting.clone();
+        let abandoned = fence.side != self.machine.active();
         tokio::spawn(async move {
-            match take_down(&endpoint, &fence).await {
+            match take_down(&endpoint, &fence, abandoned).await {
                 Ok(()) => {
                     tracing::info!("the fence that was left on the {} is down", fence.side);
                     let _ = noting.send(Note::FenceDown).await;

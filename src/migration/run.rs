@@ -54,7 +54,7 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
             ActiveSide::Destination => config.destination.as_ref(),
         };
         if let Some(endpoint) = endpoint {
-            match take_down(endpoint, &fence).await {
+            match take_down(endpoint, &fence, fence.side != line.active).await {
                 Ok(()) => store.update(|record| record.fence = None)?,
                 Err(error) => {
                     tracing::warn!(%error, "a fence that an interrupted switch left on the {} is still up; trying again", fence.side)
