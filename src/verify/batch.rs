@@ -173,15 +173,10 @@ async fn by_dump(pair: &mut Pair, keys: &[Bytes], part: Vec<usize>) -> Result<Ve
     }
     let (a, b) = tokio::try_join!(pair.a.ask(&questions), pair.b.ask(&questions))?;
     let differs = |(at, (a, b)): (usize, (Value, Value))| match (&a, &b) {
-        (Value::Bulk(a), Value::Bulk(b)) if payload(a) == payload(b) => None,
+        (Value::Bulk(a), Value::Bulk(b)) if typed::payload(a) == typed::payload(b) => None,
         _ => Some(at),
     };
     Ok(part.into_iter().zip(a.into_iter().zip(b)).filter_map(differs).collect())
-}
-
-/// A DUMP payload without version (2 bytes) and checksum (8).
-fn payload(dump: &[u8]) -> &[u8] {
-    &dump[..dump.len().saturating_sub(10)]
 }
 
 type Verdicts = [Option<(Kind, String)>];
@@ -223,14 +218,16 @@ async fn by_type(
         Some(bytes) => bytes > shared.options.chunk,
         None => lengths.iter().any(|(known, large)| *known == at && *large),
     };
-    let (large, small): (Vec<_>, Vec<_>) = same.into_iter().partition(|(at, _)| is_large(*at));
+    let (large, small): (Vec<_>, Vec<_>) =
+        same.into_iter().partition(|(at, kind)| is_large(*at) || matches!(kind, Type::Vectors | Type::Array));
     let types: std::collections::HashMap<usize, Type> = small.iter().cloned().collect();
     for part in parts(small.into_iter().map(|(at, _)| at).collect(), size) {
         let part: Vec<(usize, Type)> = part.into_iter().map(|at| (at, types[&at].clone())).collect();
         typed::compare(pair, keys, &part, verdicts).await?;
     }
     for (at, kind) in large {
-        verdicts[at] = large::compare(pair, &keys[at], &kind, size(at), shared.options.chunk).await?;
+        let verdict = large::compare(pair, &keys[at], &kind, size(at), shared.options.chunk).await;
+        verdicts[at] = large::settled(verdict)?;
     }
     Ok(())
 }

@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 use super::link::Commands;
 use super::typed::{
-    Type, Verdict, entries, expiry_answer, expiry_question, now_ms, outnumbered, score_bits, stream_info,
-    value,
+    Type, Verdict, entries, expiry_answer, expiry_question, now_ms, outnumbered, payloads, score_bits,
+    stream_info, value,
 };
-use super::{Kind, Pair};
+use super::{Kind, Pair, newer};
 use crate::error::Result;
 use crate::resp::value::Value;
 
@@ -19,6 +19,20 @@ use crate::resp::value::Value;
 const MOST_ELEMENTS: u64 = 1000;
 /// Pending entries in one chunk.
 const PENDING: usize = 1000;
+
+/// A read that was refused because the key has changed meanwhile (it was deleted, or has another type): it
+/// counts as a difference, which a later round will judge again.
+pub(super) fn settled(outcome: Result<Verdict>) -> Result<Verdict> {
+    match outcome {
+        Err(error)
+            if !error.retry
+                && ["WRONGTYPE", "no such key", "NOGROUP"].iter().any(|t| error.message.contains(t)) =>
+        {
+            Ok(value("it changed while it was read".into()))
+        }
+        outcome => outcome,
+    }
+}
 
 /// Compares one key; `size` is its size in bytes if that is known.
 pub(super) async fn compare(
@@ -29,11 +43,20 @@ pub(super) async fn compare(
     chunk: u64,
 ) -> Result<Verdict> {
     let Some(command) = kind.length_command() else {
-        let Type::Other(name) = kind else { return Ok(None) };
-        return Ok(value(format!("it is too large to be compared, being of type {name}")));
+        return match kind {
+            Type::Vectors => newer::vectors(pair, key).await,
+            Type::Array => newer::array(pair, key, MOST_ELEMENTS).await,
+            Type::Other(name) => {
+                // There is no way to read it in parts.
+                let question: [&[u8]; 2] = [b"DUMP", key];
+                let (a, b) = pair.one(&question).await?;
+                Ok(payloads(&a, &b, name))
+            }
+            _ => Ok(None),
+        };
     };
     let question: [&[u8]; 2] = [command, key];
-    let (a, b) = tokio::try_join!(pair.a.one(&question), pair.b.one(&question))?;
+    let (a, b) = pair.one(&question).await?;
     let (a, b) = (a.as_i64().unwrap_or(0), b.as_i64().unwrap_or(0));
     // A hash may hold fields that are expired in truth.
     let may_differ = *kind == Type::Hash && (pair.a.can.field_expiry || pair.b.can.field_expiry);
@@ -62,7 +85,7 @@ async fn ranges(pair: &mut Pair, command: &[u8], key: &[u8], len: i64, step: i64
     while at < len {
         let (from, to) = (at.to_string(), (at + step - 1).to_string());
         let args: [&[u8]; 4] = [command, key, from.as_bytes(), to.as_bytes()];
-        let (a, b) = tokio::try_join!(pair.a.one(&args), pair.b.one(&args))?;
+        let (a, b) = pair.one(&args).await?;
         if a != b {
             return Ok(value(format!("it differs between positions {from} and {to}")));
         }
@@ -250,7 +273,7 @@ async fn stream(pair: &mut Pair, key: &Bytes, count: i64) -> Result<Verdict> {
     let mut from = Bytes::from_static(b"-");
     loop {
         let args: [&[u8]; 6] = [b"XRANGE", key, &from, b"+", b"COUNT", count.as_bytes()];
-        let (a, b) = tokio::try_join!(pair.a.one(&args), pair.b.one(&args))?;
+        let (a, b) = pair.one(&args).await?;
         let verdict = entries(&a, &b);
         if verdict.is_some() {
             return Ok(verdict);
@@ -260,7 +283,7 @@ async fn stream(pair: &mut Pair, key: &Bytes, count: i64) -> Result<Verdict> {
         from = next;
     }
     let info: [&[u8]; 3] = [b"XINFO", b"STREAM", key];
-    let (a, b) = tokio::try_join!(pair.a.one(&info), pair.b.one(&info))?;
+    let (a, b) = pair.one(&info).await?;
     match stream_info(&a, &b) {
         None => groups(pair, key).await,
         verdict => Ok(verdict),
@@ -281,7 +304,7 @@ fn following(id: &[u8]) -> Option<Bytes> {
 /// Compares the groups of a stream: names, last delivered ids, consumers, and who has which entry pending.
 pub(super) async fn groups(pair: &mut Pair, key: &Bytes) -> Result<Verdict> {
     let question: [&[u8]; 3] = [b"XINFO", b"GROUPS", key];
-    let (a, b) = tokio::try_join!(pair.a.one(&question), pair.b.one(&question))?;
+    let (a, b) = pair.one(&question).await?;
     let (mut a, mut b) = (a.into_array().unwrap_or_default(), b.into_array().unwrap_or_default());
     let name = |group: &Value| group.field("name").and_then(Value::as_bytes).map(<[u8]>::to_vec);
     a.sort_by_key(name);
@@ -307,7 +330,7 @@ pub(super) async fn groups(pair: &mut Pair, key: &Bytes) -> Result<Verdict> {
         // Before 7.0 replication did not carry consumers that never got an entry.
         if pair.a.can.pexpiretime && pair.b.can.pexpiretime {
             let question: [&[u8]; 4] = [b"XINFO", b"CONSUMERS", key, &group];
-            let (a, b) = tokio::try_join!(pair.a.one(&question), pair.b.one(&question))?;
+            let (a, b) = pair.one(&question).await?;
             let names = |consumers: Value| {
                 let mut names: Vec<Option<Vec<u8>>> =
                     consumers.into_array().unwrap_or_default().iter().map(name).collect();
@@ -327,7 +350,7 @@ async fn pending(pair: &mut Pair, key: &[u8], group: &[u8], named: &str) -> Resu
     let mut from = Bytes::from_static(b"-");
     loop {
         let args: [&[u8]; 6] = [b"XPENDING", key, group, &from, b"+", count.as_bytes()];
-        let (a, b) = tokio::try_join!(pair.a.one(&args), pair.b.one(&args))?;
+        let (a, b) = pair.one(&args).await?;
         let (a, b) = (a.into_array().unwrap_or_default(), b.into_array().unwrap_or_default());
         // Id and consumer; idle time and delivery count are not compared.
         let brief = |entry: &Value| entry.as_array().map(|parts| parts[..parts.len().min(2)].to_vec());

@@ -29,6 +29,7 @@
 mod batch;
 mod large;
 mod link;
+mod newer;
 mod typed;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -280,6 +281,14 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
 pub(crate) struct Pair {
     pub(crate) a: Link,
     pub(crate) b: Link,
+}
+
+impl Pair {
+    /// One command on both. Both answers are waited for, also when one is an error: the connections go on to be used.
+    async fn one(&mut self, args: &[&[u8]]) -> Result<(Value, Value)> {
+        let (a, b) = tokio::join!(self.a.one(args), self.b.one(args));
+        Ok((a?, b?))
+    }
 }
 
 async fn open_pair(a: &Endpoint, b: &Endpoint, options: &VerifyOptions) -> Result<Pair> {
