@@ -7,7 +7,10 @@ use crossfade::cli::demo::connection::{Connection, Reply};
 use crossfade::cli::demo::servers::Server;
 
 /// Expiries on the passive side are later by this many milliseconds (see `mirror::expiry`).
-const PAD: i64 = 1 << 38;
+const PAD: i64 = 1 << 52;
+
+/// What is known of a key, by name.
+type Facts = BTreeMap<String, String>;
 
 /// What differs, one line each, at most 50. Keys of the gateway itself are passed over.
 pub async fn compare(a: &Server, b: &Server) -> Vec<String> {
@@ -46,7 +49,12 @@ async fn once(a: &Server, b: &Server) -> Vec<String> {
             let (of_a, of_b) = (look(&mut a, chunk).await, look(&mut b, chunk).await);
             for (key, (at_a, at_b)) in chunk.iter().zip(of_a.iter().zip(&of_b)) {
                 if at_a != at_b {
-                    differences.push(format!("db {db}: {}: {at_a:?} against {at_b:?}", key.escape_ascii()));
+                    let facts = |of: &Facts, other: &Facts| {
+                        let differing = of.iter().filter(|(name, value)| other.get(*name) != Some(value));
+                        differing.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+                    };
+                    let (told_a, told_b) = (facts(at_a, at_b), facts(at_b, at_a));
+                    differences.push(format!("db {db}: {}: {told_a} against {told_b}", key.escape_ascii()));
                 }
             }
             if differences.len() > 50 {
@@ -89,7 +97,7 @@ async fn exists(server: &mut Connection, key: &[u8]) -> bool {
 }
 
 /// Digest, expiry and, for streams, everything else that the server tells about each key.
-async fn look(server: &mut Connection, keys: &[&Vec<u8>]) -> Vec<(String, i64, String)> {
+async fn look(server: &mut Connection, keys: &[&Vec<u8>]) -> Vec<Facts> {
     for key in keys {
         server.queue(&[b"DEBUG".as_slice(), b"DIGEST-VALUE", key]);
         server.queue(&[b"PEXPIRETIME".as_slice(), key]);
@@ -102,41 +110,45 @@ async fn look(server: &mut Connection, keys: &[&Vec<u8>]) -> Vec<(String, i64, S
         let digest = digest.items().first().unwrap_or_else(|| panic!("{digest:?}")).brief();
         let expiry = server.reply().await.unwrap().number().unwrap();
         let kind = server.reply().await.unwrap().brief();
-        seen.push((digest, if expiry > PAD { expiry - PAD } else { expiry }, kind));
+        let expiry = if expiry > PAD { expiry - PAD } else { expiry };
+        let facts = [("digest", digest), ("expiry", expiry.to_string()), ("type", kind)];
+        seen.push(facts.map(|(name, value)| (name.to_string(), value)).into_iter().collect::<Facts>());
     }
-    for (key, (.., kind)) in keys.iter().zip(&mut seen) {
-        if kind == "stream" {
+    for (key, facts) in keys.iter().zip(&mut seen) {
+        if facts["type"] == "stream" {
             let info =
                 server.must(&[b"XINFO".as_slice(), b"STREAM", key, b"FULL", b"COUNT", b"0"]).await.unwrap();
-            *kind = format!("{:?}", facts(&info));
+            collect(&info, "", facts);
         }
     }
     seen
 }
 
 /// The fields of XINFO STREAM FULL that are data, not layout and not the time of the last look.
-fn facts(info: &Reply) -> BTreeMap<String, String> {
-    let mut told = BTreeMap::new();
+fn collect(info: &Reply, prefix: &str, facts: &mut Facts) {
     for pair in info.items().chunks(2) {
         let [name, value] = pair else { continue };
         let name = name.brief();
+        let path = format!("{prefix}{name}");
         match name.as_str() {
-            "radix-tree-keys" | "radix-tree-nodes" | "seen-time" | "active-time" | "entries" => {}
+            // entries-read and lag: after XREADGROUP replication carries the last id only
+            "radix-tree-keys" | "radix-tree-nodes" | "seen-time" | "active-time" | "entries"
+            | "entries-read" | "lag" => {}
             // reading one's own pending entries again changes their time and count on the primary alone: replication
             // does not carry that
             "pel" | "pending" => {
-                let ids = value.items().iter().map(|entry| entry.items().first().map(Reply::brief));
-                told.insert(name, format!("{:?}", ids.collect::<Vec<_>>()));
+                let ids: Vec<_> =
+                    value.items().iter().filter_map(|entry| Some(entry.items().first()?.brief())).collect();
+                facts.insert(path, ids.join(","));
             }
             "groups" | "consumers" => {
-                let inner: Vec<String> =
-                    value.items().iter().map(|item| format!("{:?}", facts(item))).collect();
-                told.insert(name, inner.join(" | "));
+                for (index, item) in value.items().iter().enumerate() {
+                    collect(item, &format!("{path}.{index}."), facts);
+                }
             }
             _ => {
-                told.insert(name, format!("{value:?}"));
+                facts.insert(path, value.brief());
             }
         }
     }
-    told
 }

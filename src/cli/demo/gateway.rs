@@ -324,6 +324,9 @@ fn launch(options: &GatewayOptions, listen: u16, admin: u16) -> io::Result<Child
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    if !options.destination.is_empty() {
+        command.args(["--destination", &options.destination]);
+    }
     command
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", options.exe.display())))
