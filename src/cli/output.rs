@@ -45,7 +45,8 @@ pub(super) fn table(header: &[&str]) -> Table {
     if !header.is_empty() {
         table.set_header(header.to_vec());
     }
-    if !std::io::stdout().is_terminal() {
+    // Not a terminal, or one that does not know its own width (some pipes and CI systems say 0).
+    if !std::io::stdout().is_terminal() || table.width().is_none_or(|columns| columns < 40) {
         table.set_width(110);
     }
     table
