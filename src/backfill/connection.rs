@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::encoder::{Batch, Encoder, Part, Plan};
+use super::encoder::{BESIDE, Batch, Encoder, Part, Plan};
 use super::feeder::{library, unwritten};
 use super::progress::{FailedKey, Failures, Progress};
 use crate::error::{Error, Result, Side};
@@ -44,10 +44,8 @@ pub(super) struct Connection {
     refused: VecDeque<Refused>,
     detour: Option<mpsc::Receiver<Batch>>,
     outgoing: Bytes,
-    /// A batch that waits until its db is selected, or until it is known whether its key exists.
+    /// A batch that waits until its db is selected.
     held: Option<Batch>,
-    /// The rest of a sequence is dropped: its key exists and is kept.
-    dropping: bool,
     /// The key that was named last as failed.
     failed: Option<(u32, Vec<u8>)>,
     /// Keys that failed before the batch that counts them.
@@ -67,7 +65,6 @@ struct Flight {
 enum Kind {
     Commands,
     Select,
-    Probe,
 }
 
 /// A value that RESTORE refused.
@@ -102,7 +99,6 @@ impl Connection {
             detour: None,
             outgoing: Bytes::new(),
             held: None,
-            dropping: false,
             failed: None,
             owed: 0,
         }
@@ -152,9 +148,7 @@ impl Connection {
                 }
                 Event::Batch(None) => exhausted = true,
                 Event::Detour(None) => self.detour = None,
-                Event::Batch(Some(batch)) => self.accept(batch),
-                // Its key did not exist when RESTORE was refused, so there is nothing to ask.
-                Event::Detour(Some(batch)) => self.send(Batch { part: Part::Independent, ..batch }),
+                Event::Batch(Some(batch)) | Event::Detour(Some(batch)) => self.send(batch),
                 Event::Silence => {
                     let silent = format!("no answer within {:?} while the snapshot is loaded", self.timeout);
                     return Err(Error::passing(self.side, silent));
@@ -168,45 +162,27 @@ impl Connection {
         Error::passing(self.side, format!("the connection was lost while the snapshot is loaded{why}"))
     }
 
-    /// Takes on a batch from the feeder.
-    fn accept(&mut self, batch: Batch) {
-        if batch.part != Part::Continue {
-            self.dropping = false;
-        }
-        if !self.dropping {
-            self.send(batch);
-        }
-    }
-
-    /// Sends a batch, when need be after a question, whose answer brings it here again.
+    /// Sends a batch, when need be after SELECT, whose answer brings it here again.
     fn send(&mut self, batch: Batch) {
-        if batch.db != self.db {
-            // Nothing may follow before the answer: were it an error, the batch would land in another db.
-            let db = batch.db.to_string();
-            self.ask(Kind::Select, &[b"SELECT", db.as_bytes()], batch);
-        } else if let Part::Begin(Some(key)) = &batch.part {
-            let key = key.clone();
-            self.ask(Kind::Probe, &[b"EXISTS", &key], batch);
-        } else {
+        if batch.db == self.db {
             self.outgoing = batch.bytes.clone();
             self.in_flight.push_back(Flight { kind: Kind::Commands, batch, answered: 0, less: 0 });
+            return;
         }
-    }
-
-    fn ask(&mut self, kind: Kind, question: &[&[u8]], held: Batch) {
+        // Nothing may follow before the answer: were it an error, the batch would land in another db.
         let mut bytes = Vec::new();
-        write::command(&mut bytes, question);
+        write::command(&mut bytes, &[&b"SELECT"[..], itoa::Buffer::new().format(batch.db).as_bytes()]);
         self.outgoing = bytes.into();
-        let batch = Batch {
-            db: held.db,
+        let select = Batch {
+            db: batch.db,
             bytes: Bytes::new(),
             commands: 1,
             keys: 0,
             part: Part::Independent,
             permit: None,
         };
-        self.in_flight.push_back(Flight { kind, batch, answered: 0, less: 0 });
-        self.held = Some(held);
+        self.in_flight.push_back(Flight { kind: Kind::Select, batch: select, answered: 0, less: 0 });
+        self.held = Some(batch);
     }
 
     /// Takes all whole replies from the input.
@@ -255,9 +231,9 @@ impl Connection {
         let Some(flight) = self.in_flight.front_mut() else { return Ok(()) };
         let at = flight.answered;
         flight.answered += 1;
-        match (flight.kind, reply) {
+        match (flight.kind, &reply) {
             (Kind::Select, Value::Error(text)) => {
-                let text = String::from_utf8_lossy(&text).into_owned();
+                let text = String::from_utf8_lossy(text).into_owned();
                 let error =
                     Error::new(self.side, format!("db {} cannot be selected: {text}", flight.batch.db));
                 Err(error.remedy("set 'databases' at the destination at least as high as at the source"))
@@ -269,23 +245,14 @@ impl Connection {
                 }
                 Ok(())
             }
-            (Kind::Probe, Value::Integer(0)) => {
-                if let Some(batch) = self.held.take() {
-                    self.send(Batch { part: Part::Begin(None), ..batch });
+            (_, Value::Error(text)) => self.error(at, &String::from_utf8_lossy(text)),
+            // SET … NX or RENAMENX over a key that is kept. DEL and others answer with 0 too.
+            (Kind::Commands, Value::Nil | Value::Integer(0)) if self.plan.keeps() => {
+                let asked = || commands(&flight.batch.bytes).nth(at as usize);
+                if reply == Value::Nil || is(asked(), b"RENAMENX") {
+                    flight.less += 1;
+                    self.progress.keys_kept.fetch_add(1, Relaxed);
                 }
-                Ok(())
-            }
-            (Kind::Probe, Value::Integer(_)) => {
-                self.held = None;
-                self.dropping = true;
-                self.progress.keys_kept.fetch_add(1, Relaxed);
-                Ok(())
-            }
-            (_, Value::Error(text)) => self.error(at, &String::from_utf8_lossy(&text)),
-            // SET … NX over a key that is kept.
-            (Kind::Commands, Value::Nil) if self.plan.keeps() => {
-                flight.less += 1;
-                self.progress.keys_kept.fetch_add(1, Relaxed);
                 Ok(())
             }
             _ => Ok(()),
@@ -303,7 +270,8 @@ impl Connection {
         let mut commands = commands(&flight.batch.bytes).skip(at as usize);
         let args = commands.next().unwrap_or_default();
         let name = args.first().cloned().unwrap_or_default();
-        let key = args.get(1).cloned().unwrap_or_default();
+        let key = args.get(key_at(&name)).cloned().unwrap_or_default();
+        let key = key.strip_prefix(BESIDE).map_or(key.clone(), |key_of| key.slice_ref(key_of));
         if text.starts_with("NOAUTH") || text.starts_with("NOPERM") || text.starts_with("ERR unknown command")
         {
             let name = String::from_utf8_lossy(&name).into_owned();
@@ -380,6 +348,19 @@ impl Connection {
         });
         self.detour = Some(receiver);
     }
+}
+
+/// Where the key stands among the arguments of a command that the loader writes.
+fn key_at(name: &[u8]) -> usize {
+    match name {
+        b"XGROUP" => 2,
+        b"XREADGROUP" => 5,
+        _ => 1,
+    }
+}
+
+fn is(command: Option<Vec<Bytes>>, name: &[u8]) -> bool {
+    command.is_some_and(|args| args.first().is_some_and(|first| first[..] == *name))
 }
 
 enum Event {

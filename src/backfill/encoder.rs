@@ -21,6 +21,9 @@ const EXPANDED: usize = 1024 * 1024;
 /// A value above this, written as commands, gets a sequence of batches of its own.
 const SEQUENCE: usize = 32 * 1024;
 
+/// Where a value is collected that must not replace a key: the gateway's own, followed by the key.
+pub(super) const BESIDE: &[u8] = b"crossfade:loading:";
+
 /// What the destination can take, decided once.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -89,12 +92,12 @@ impl Plan {
 }
 
 /// What a batch is part of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// Commands of independent keys.
     Independent,
-    /// The first batch of one key's commands. With a key in it: only if that key does not exist.
-    Begin(Option<Vec<u8>>),
+    /// The first batch of one key's commands.
+    Begin,
     /// More commands of that key.
     Continue,
 }
@@ -294,7 +297,7 @@ impl<'a> Encoder<'a> {
     ) -> Result<(), What> {
         let dialect = self.plan.dialect;
         if value.body.len() > SEQUENCE || self.plan.keep || matches!(value.text(), Some(Text::Lzf { .. })) {
-            return self.sequence(key, expiry, out, |sink| value.commands(key, &dialect, sink));
+            return self.sequence(key, expiry, out, |target, sink| value.commands(target, &dialect, sink));
         }
         let (len, commands) = (self.bytes.len(), self.commands);
         self.command(&[b"DEL", key]);
@@ -315,24 +318,33 @@ impl<'a> Encoder<'a> {
     }
 
     /// A value that does not fit memory.
-    pub(super) fn big(&mut self, entry: BigEntry<'_>, out: &mut Out<'_>) -> Result<(), RdbError> {
+    pub(super) fn big(&mut self, mut entry: BigEntry<'_>, out: &mut Out<'_>) -> Result<(), RdbError> {
         let (key, expiry) = (entry.key.clone(), entry.expire_at_ms.map(padded));
         let dialect = self.plan.dialect;
-        self.sequence(&key, expiry, out, |sink| entry.commands(&dialect, sink))
+        self.sequence(&key, expiry, out, |target, sink| {
+            entry.key = target.to_vec();
+            entry.commands(&dialect, sink)
+        })
+        .map_err(|error| RdbError { key: error.key.map(|_| key.clone()), ..error })
     }
 
     /// Batches of one key's commands, which stay on one connection.
+    ///
+    /// A key that may be somebody else's is written beside it and put in place in one step: an attempt that ends in
+    /// the middle leaves nothing that the next one would take for a key to be kept.
     fn sequence<E: From<Stopped>>(
         &mut self,
         key: &[u8],
         expiry: Option<u64>,
         out: &mut Out<'_>,
-        write: impl FnOnce(&mut rdb::Sink<'_>) -> Result<(), E>,
+        write: impl FnOnce(&[u8], &mut rdb::Sink<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.finish(out)?;
-        self.part = Part::Begin(self.plan.keep.then(|| key.to_vec()));
-        self.command(&[b"DEL", key]);
-        let written = write(&mut |args| {
+        self.part = Part::Begin;
+        let keep = self.plan.keep;
+        let target = if keep { [BESIDE, key].concat() } else { key.to_vec() };
+        self.command(&[b"DEL", &target]);
+        let written = write(&target, &mut |args| {
             // Before the command, not behind it: the last batch, which counts the key, is never empty.
             self.hand_over_if_full(out)?;
             self.command(args);
@@ -340,7 +352,11 @@ impl<'a> Encoder<'a> {
         });
         if written.is_ok() {
             if let Some(at) = expiry {
-                self.expire_at(key, at);
+                self.expire_at(&target, at);
+            }
+            if keep {
+                self.command(&[b"RENAMENX", &target, key]);
+                self.command(&[b"DEL", &target]);
             }
             self.keys += 1;
         }
