@@ -316,7 +316,6 @@ fn launch(options: &GatewayOptions, listen: u16, admin: u16) -> io::Result<Child
         .args(["--listen", &format!("127.0.0.1:{listen}")])
         .args(["--admin", &format!("127.0.0.1:{admin}")])
         .args(["--source", &options.source])
-        .args(options.destination.split_terminator('\n').flat_map(|url| ["--destination", url]))
         .arg("--state-dir")
         .arg(options.dir.join("state"))
         .args(&options.args)
