@@ -134,7 +134,7 @@ impl Task {
         if !self.notes.padded() {
             match Sweep::pad(&mut flow.client, flow.collector.transform()).await {
                 Ok(sweep) => flow.sweep = Some(sweep),
-                Err(error) => return self.reopen(error, false).await,
+                Err(error) => return self.reopen(flow, error, false).await,
             }
         }
         let mut tick = tokio::time::interval(TICK);
@@ -146,11 +146,11 @@ impl Task {
                 if flow.sweep_turn || (flow.sweep.is_some() && !flow.collector.has_effects()) {
                     flow.sweep_turn = false;
                     if let Err(error) = self.slice(flow).await? {
-                        return self.reopen(error, false).await;
+                        return self.reopen(flow, error, false).await;
                     }
                 }
                 if let Err(error) = self.send(flow).await? {
-                    return self.reopen(error, false).await;
+                    return self.reopen(flow, error, false).await;
                 }
             }
             let paused = *self.paused.borrow_and_update();
@@ -173,7 +173,7 @@ impl Task {
                 Event::Chunk(Ok(chunk)) => flow.collector.push(&chunk.bytes, chunk.arrived_ms),
                 Event::Chunk(Err(_)) if flow.reader.is_superseded() => return Ok(Exit::Superseded),
                 Event::Chunk(Err(error)) => return Err(error.into()),
-                Event::Answer(Err(error)) => return self.reopen(error, true).await,
+                Event::Answer(Err(error)) => return self.reopen(flow, error, true).await,
                 Event::Answer(Ok((batch, answer))) => {
                     if let Some(exit) = self.answered(flow, batch, answer).await? {
                         return Ok(exit);
@@ -181,17 +181,17 @@ impl Task {
                 }
                 Event::Request(request) => {
                     if let Err(error) = self.serve(flow, request).await? {
-                        return self.reopen(error, false).await;
+                        return self.reopen(flow, error, false).await;
                     }
                 }
                 Event::Tick => {
                     self.watch_source(flow)?;
                     if self.watch_stall(flow).await {
                         let error = Error::passing(self.options.to.side, "a batch got no answer, others did");
-                        return self.reopen(error, true).await;
+                        return self.reopen(flow, error, true).await;
                     }
                     if let Err(error) = self.watch_settled(flow).await {
-                        return self.reopen(error, false).await;
+                        return self.reopen(flow, error, false).await;
                     }
                 }
             }
@@ -219,6 +219,10 @@ impl Task {
         let (sealed, _) = flow.collector.sealed();
         if !flow.collector.has_effects() {
             self.note_applied(sealed);
+            if self.is_waiting() && sealed == self.journal.received() {
+                // Connected again, and there was nothing to do.
+                self.recovered();
+            }
             let far = sealed - flow.written;
             if far == 0 || (far < UNWRITTEN && flow.written_at.elapsed() < WRITE_POSITION) {
                 return Ok(Ok(()));
@@ -227,12 +231,10 @@ impl Task {
         if *self.paused.borrow() {
             return Ok(Ok(()));
         }
-        let Some(batch) = flow.collector.take(true, |offset, db| self.mark_at(offset, db)) else {
-            return Ok(Ok(()));
-        };
-        if batch.highest_db > flow.highest_db {
+        let highest = flow.collector.highest_db();
+        if highest > flow.highest_db {
             // A SELECT that fails inside EXEC would let the commands behind it run in the wrong db.
-            let db = batch.highest_db.to_string();
+            let db = highest.to_string();
             for db in [db.as_str(), "0"] {
                 match flow.client.call(&["SELECT", db]).await {
                     Ok(value) => {
@@ -246,8 +248,11 @@ impl Task {
                     Err(error) => return Ok(Err(error)),
                 }
             }
-            flow.highest_db = batch.highest_db;
+            flow.highest_db = highest;
         }
+        let Some(batch) = flow.collector.take(true, |offset, db| self.mark_at(offset, db)) else {
+            return Ok(Ok(()));
+        };
         flow.link.send(batch);
         flow.sent_at = Instant::now();
         flow.probes = 0;
@@ -282,6 +287,8 @@ impl Task {
             Answer::Refused { index, text } if crate::server::passes(&text) => {
                 let what = index.map_or_else(|| "a batch".to_owned(), |index| batch.name(index).name);
                 let error = Error::passing(side, format!("{what} was refused: {text}"));
+                let lag = unix_ms().saturating_sub(batch.oldest_ms.max(1)) as f64;
+                self.set_lag(if batch.oldest_ms == 0 { 0.0 } else { lag });
                 self.wait_out(error, self.options.retry.other).await?;
                 Ok(Some(Exit::Reopen))
             }
@@ -365,7 +372,9 @@ impl Task {
     }
 
     /// After trouble with the connection to the destination.
-    async fn reopen(&mut self, error: Error, lost: bool) -> Step<Exit> {
+    async fn reopen(&mut self, flow: &Flow, error: Error, lost: bool) -> Step<Exit> {
+        let lag = self.lag(flow);
+        self.set_lag(lag);
         let window = if lost { self.options.retry.connection } else { self.options.retry.other };
         self.wait_out(error, window).await?;
         Ok(Exit::Reopen)
@@ -546,6 +555,15 @@ impl Task {
         }
     }
 
+    /// The age of the oldest byte that is not applied, in milliseconds.
+    fn lag(&self, flow: &Flow) -> f64 {
+        if *self.applied.borrow() >= self.journal.received() {
+            return 0.0;
+        }
+        let oldest = flow.link.oldest_ms().or_else(|| flow.collector.oldest_ms());
+        oldest.map_or(0.0, |oldest| unix_ms().saturating_sub(oldest) as f64)
+    }
+
     /// Stage, lag and the receiver's troubles.
     fn watch_source(&mut self, flow: &mut Flow) -> Result<()> {
         let link = self.receiver.as_mut().map(|receiver| receiver.state.borrow_and_update().link.clone());
@@ -555,25 +573,24 @@ impl Task {
             Some(link) => self.note_receiver(link)?,
             None => {}
         }
-        let applied = *self.applied.borrow();
-        let mut lag = 0.0;
-        if applied < self.journal.received() {
-            let oldest = flow.link.oldest_ms().or_else(|| flow.collector.oldest_ms());
-            lag = oldest.map_or(0.0, |oldest| unix_ms().saturating_sub(oldest) as f64);
-        }
+        let mut lag = self.lag(flow);
         let mut lost = false;
         if let Some(ReceiverLink::Lost { since, .. }) = &link {
             lost = true;
             lag = lag.max(since.elapsed().as_secs_f64() * 1000.0);
         }
-        self.state.lag_ms = lag;
+        self.set_lag(lag);
         let streaming = matches!(link, Some(ReceiverLink::Streaming));
         let was_live = self.state.stage == Stage::Live;
         let stage = if *self.paused.borrow() {
             Stage::Paused
         } else if lost {
             Stage::Connecting
-        } else if streaming && !stalled && lag <= if was_live { LIVE_MS * 10.0 } else { LIVE_MS } {
+        } else if streaming
+            && !stalled
+            && !self.is_waiting()
+            && lag <= if was_live { LIVE_MS * 10.0 } else { LIVE_MS }
+        {
             Stage::Live
         } else {
             Stage::CatchingUp

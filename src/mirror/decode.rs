@@ -112,7 +112,7 @@ impl Decoder {
     /// # Errors
     /// The bytes are no replication stream.
     #[inline]
-    pub fn next(&mut self) -> Result<Option<Command<'_>>, ProtocolError> {
+    pub fn command(&mut self) -> Result<Option<Command<'_>>, ProtocolError> {
         let Some(frame) = self.scanner.next(&self.buf[self.head..], &LIMITS)? else {
             return Ok(None);
         };
@@ -147,7 +147,10 @@ mod tests {
     use super::*;
     use crate::resp::write;
 
-    fn stream() -> (Vec<u8>, Vec<(Vec<Vec<u8>>, u64)>) {
+    /// The arguments of a command, and the offset of its last byte.
+    type Seen = (Vec<Vec<u8>>, u64);
+
+    fn stream() -> (Vec<u8>, Vec<Seen>) {
         let big = vec![b'x'; 3000];
         let commands: Vec<Vec<&[u8]>> = vec![
             vec![b"SELECT", b"0"],
@@ -172,8 +175,8 @@ mod tests {
         (bytes, expected)
     }
 
-    fn drain(decoder: &mut Decoder, into: &mut Vec<(Vec<Vec<u8>>, u64)>) {
-        while let Some(command) = decoder.next().unwrap() {
+    fn drain(decoder: &mut Decoder, into: &mut Vec<Seen>) {
+        while let Some(command) = decoder.command().unwrap() {
             let args = if command.argc() == 0 {
                 Vec::new()
             } else {
@@ -216,11 +219,11 @@ mod tests {
         decoder.push(&bytes[..5], 10);
         decoder.push(&bytes[5..one], 20);
         assert_eq!(decoder.oldest_ms(), Some(10));
-        assert_eq!(decoder.next().unwrap().unwrap().arrived_ms, 10);
+        assert_eq!(decoder.command().unwrap().unwrap().arrived_ms, 10);
         assert_eq!(decoder.oldest_ms(), None);
         decoder.push(&bytes[one..], 30);
         assert_eq!(decoder.oldest_ms(), Some(30));
-        assert_eq!(decoder.next().unwrap().unwrap().arrived_ms, 30);
+        assert_eq!(decoder.command().unwrap().unwrap().arrived_ms, 30);
     }
 
     #[test]
@@ -228,7 +231,7 @@ mod tests {
         for bytes in [&b"PING\r\n"[..], b"*1\r\n+PING\r\n", b"*x\r\n"] {
             let mut decoder = Decoder::new(0);
             decoder.push(bytes, 0);
-            assert!(decoder.next().is_err(), "{bytes:?}");
+            assert!(decoder.command().is_err(), "{bytes:?}");
         }
     }
 
@@ -239,10 +242,10 @@ mod tests {
         write::command(&mut bytes, &[&b"SET"[..], b"k", &value]);
         let mut decoder = Decoder::new(0);
         for (nth, chunk) in bytes.chunks(1024 * 1024).enumerate() {
-            assert!(decoder.next().unwrap().is_none());
+            assert!(decoder.command().unwrap().is_none());
             decoder.push(chunk, nth as u64);
         }
-        assert_eq!(decoder.next().unwrap().unwrap().bytes.len(), bytes.len());
+        assert_eq!(decoder.command().unwrap().unwrap().bytes.len(), bytes.len());
         decoder.shrink();
         assert_eq!(decoder.buf.capacity(), 0);
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::batch::{Answer, Batch, Replies};
-use super::position::{Direction, Mark, POSITION_KEY};
+use super::position::{Direction, Mark, POSITION_KEY, lineage};
 use super::transform::Dialect;
 use crate::error::{Error, Result, Side};
 use crate::resp::value::Value;
@@ -47,7 +47,7 @@ pub struct Opened {
 
 /// The name of our connections.
 fn connection_name(id: &str, direction: Direction) -> String {
-    let id: String = id.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
+    let id: String = lineage(id).chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
     format!("crossfade:{direction}:{id}")
 }
 

@@ -41,6 +41,15 @@ impl fmt::Display for Direction {
     }
 }
 
+/// A migration's id without the epoch that its mirrors add to it (`orders.3`): each switch begins a new pair of
+/// positions, and what an earlier epoch left behind is not another migration's.
+pub(super) fn lineage(id: &str) -> &str {
+    match id.rsplit_once('.') {
+        Some((name, epoch)) if !epoch.is_empty() && epoch.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => id,
+    }
+}
+
 /// The content of [`POSITION_KEY`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
@@ -100,6 +109,15 @@ impl fmt::Display for Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_epoch_is_not_part_of_the_lineage() {
+        assert_eq!(lineage("orders.3"), "orders");
+        assert_eq!(lineage("orders"), "orders");
+        assert_eq!(lineage("orders.v"), "orders.v");
+        assert_eq!(lineage("a.b.10"), "a.b");
+        assert_eq!(lineage("a."), "a.");
+    }
 
     #[test]
     fn a_mark_is_read_back_as_it_was_written() {

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::link::{self, Found, Opened};
 use super::notes::Notes;
+use super::position::lineage;
 use super::{
     Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution, SnapshotProgress,
     Stage, Start, Trouble,
@@ -107,6 +108,8 @@ pub(super) struct Task {
     waiting: Option<Waiting>,
     /// Where a standby was engaged.
     engaged: Option<Position>,
+    /// Since when something is received that is not applied, as far as that is known without the stream.
+    behind_since: Option<Instant>,
     jitter: u64,
 }
 
@@ -159,6 +162,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         cancel,
         waiting: None,
         engaged: None,
+        behind_since: None,
         jitter: unix_ms() | 1,
     };
     loop {
@@ -246,7 +250,9 @@ impl Task {
     fn refuse_foreign(&self, found: &Found) -> Result<()> {
         let side = self.options.to.side;
         let text = match found {
-            Found::Mark(mark) if mark.id != self.options.id => format!("migration {:?}", mark.id),
+            Found::Mark(mark) if lineage(&mark.id) != lineage(&self.options.id) => {
+                format!("migration {:?}", mark.id)
+            }
             Found::Other(text) => format!("something else ({text:?})"),
             _ => return Ok(()),
         };
@@ -263,7 +269,7 @@ impl Task {
         let side = self.options.to.side;
         Error::new(
             side,
-            format!("the key {POSITION_KEY} is gone: the {side} was emptied or replaced, or came back without its data"),
+            format!("its key {POSITION_KEY} does not hold this mirror's position any more: the {side} was emptied or replaced, or came back with old data"),
         )
         .remedy("if nobody did that on purpose, look at that server first; then abort and start again")
     }
@@ -275,15 +281,21 @@ impl Task {
             _ => None,
         };
         if let Some(floor) = floor {
-            if self.notes.begun().as_deref() == Some(floor.to_string().as_str()) {
-                return match &opened.found {
-                    Found::Mark(Mark { reach: Reach::At(at), .. })
-                        if at.offset < floor.offset && at.replid == floor.replid =>
-                    {
-                        Err(self.emptied().into())
-                    }
-                    found => Ok(self.reread(found)?),
-                };
+            let further = match &opened.found {
+                Found::Mark(mark) if self.ours(mark) => match &mark.reach {
+                    Reach::At(at) if at.offset >= floor.offset => Some(at.clone()),
+                    _ => None,
+                },
+                _ => None,
+            };
+            let begun = self.notes.begun().as_deref() == Some(floor.to_string().as_str());
+            match further {
+                Some(at) => {
+                    self.notes.set_begun(Some(&floor.to_string()))?;
+                    return Ok(Origin::At(at));
+                }
+                None if begun => return Err(self.emptied().into()),
+                None => {}
             }
             self.mark(&mut opened.client, Reach::At(floor.clone())).await?;
             self.notes.set_begun(Some(&floor.to_string()))?;
@@ -319,11 +331,6 @@ impl Task {
                 Reach::Loading { .. } => Ok(Origin::Fresh { flush: true }),
             },
             Found::Nothing => Err(self.emptied()),
-            Found::Mark(mark) if mark.id == self.options.id => Err(Error::new(
-                self.options.to.side,
-                format!("its key {POSITION_KEY} belongs to the {} mirror of this migration", mark.direction),
-            )
-            .remedy("source and destination seem to be exchanged in the configuration")),
             found => self.refuse_foreign(found).and_then(|()| Err(self.emptied())),
         }
     }
@@ -445,7 +452,8 @@ impl Task {
         let wait = waiting.next.min(left);
         waiting.next = (waiting.next * 2).min(BACKOFF.1);
         self.state.error = Some(Trouble::new(&error, Some(SystemTime::now() + left)));
-        self.stage(Stage::Connecting);
+        self.state.stage = Stage::Connecting;
+        self.publish_behind();
         // Up to a quarter more, so that several mirrors do not come back at the same instant.
         self.jitter =
             self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -460,7 +468,7 @@ impl Task {
             tokio::select! {
                 () = self.cancel.cancelled() => return Err(End::Stopped),
                 () = tokio::time::sleep_until(until) => return Ok(()),
-                () = tokio::time::sleep(TICK) => self.publish(),
+                () = tokio::time::sleep(TICK) => self.publish_behind(),
                 Some(request) = self.requests.recv() => refuse(request, why),
             }
         }
@@ -471,7 +479,14 @@ impl Task {
         if let Some(waiting) = self.waiting.take() {
             tracing::info!(after = ?waiting.since.elapsed(), "the mirror goes on");
         }
-        self.state.error = None;
+        if self.state.error.take().is_some() {
+            self.publish();
+        }
+    }
+
+    /// Whether trouble with the destination is being waited out: nothing was applied since.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
     }
 
     /// Stays failed until somebody resolves the failure, or resumes a mirror that has none.
@@ -683,6 +698,23 @@ impl Task {
             self.state.stage = stage;
             self.publish();
         }
+    }
+
+    /// Says how far behind the mirror is.
+    pub(super) fn set_lag(&mut self, lag_ms: f64) {
+        self.state.lag_ms = lag_ms;
+        self.behind_since = (lag_ms > 0.0).then(|| Instant::now() - Duration::from_secs_f64(lag_ms / 1000.0));
+    }
+
+    /// As [`Self::publish`], while nobody looks at the stream.
+    fn publish_behind(&mut self) {
+        if *self.applied.borrow() >= self.journal.received() {
+            self.behind_since = None;
+        } else {
+            self.behind_since.get_or_insert_with(Instant::now);
+        }
+        self.state.lag_ms = self.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64() * 1000.0);
+        self.publish();
     }
 
     /// Shows the state to whoever watches.

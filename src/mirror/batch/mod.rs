@@ -62,7 +62,7 @@ pub struct Batch {
     /// Commands of the stream in it.
     pub commands: u64,
     /// The highest db that it selects.
-    pub highest_db: u32,
+    highest_db: u32,
     /// When its oldest byte arrived (unix milliseconds); 0 when it holds nothing from the stream.
     pub oldest_ms: u64,
 }
@@ -253,6 +253,11 @@ impl Collector {
             && (self.open.wire.len() >= self.limits.bytes || self.open.places.len() >= self.limits.commands)
     }
 
+    /// The highest db that the next batch may select.
+    pub fn highest_db(&self) -> u32 {
+        self.open.highest_db
+    }
+
     /// When the oldest byte arrived that has been pushed and has not been taken with a batch.
     pub fn oldest_ms(&self) -> Option<u64> {
         if self.open.oldest_ms != 0 { Some(self.open.oldest_ms) } else { self.decoder.oldest_ms() }
@@ -264,7 +269,7 @@ impl Collector {
     /// The bytes are no replication stream.
     pub fn collect(&mut self) -> Result<(), ProtocolError> {
         while !self.is_full() && self.seal.end < self.hold {
-            let Some(command) = self.decoder.next()? else {
+            let Some(command) = self.decoder.command()? else {
                 self.decoder.shrink();
                 break;
             };

@@ -275,7 +275,7 @@ fn simulate(seed: u64) {
 
 #[test]
 fn every_command_is_applied_once_whatever_dies_when() {
-    if let Some(seed) = std::env::var("CROSSFADE_SEED").ok() {
+    if let Ok(seed) = std::env::var("CROSSFADE_SEED") {
         let seed = u64::from_str_radix(seed.trim_start_matches("0x"), 16).unwrap();
         return simulate(seed);
     }

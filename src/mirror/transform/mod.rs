@@ -488,9 +488,9 @@ impl Transform {
         if ttl == 0 {
             return None;
         }
-        let is_absolute = |word: &&[u8]| word.eq_ignore_ascii_case(b"ABSTTL");
+        let is_absolute = |word: &[u8]| word.eq_ignore_ascii_case(b"ABSTTL");
         let at =
-            if options.iter().any(|word| is_absolute(&word)) { ttl } else { arrived_ms.checked_add(ttl)? };
+            if options.iter().any(|word| is_absolute(word)) { ttl } else { arrived_ms.checked_add(ttl)? };
         let stored = self.store(db, key, at);
         let mut number = itoa::Buffer::new();
         let time =
