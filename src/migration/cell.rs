@@ -181,7 +181,7 @@ mod tests {
     fn line(epoch: u64) -> Line {
         Line {
             epoch,
-            active: if epoch % 2 == 0 { ActiveSide::Source } else { ActiveSide::Destination },
+            active: if epoch.is_multiple_of(2) { ActiveSide::Source } else { ActiveSide::Destination },
             start: Some(StartPosition { replid: "a".repeat(40), offset: epoch * 1000, db: 3 }),
             at_ms: 1,
             pause_ms: 2.5,

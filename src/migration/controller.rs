@@ -519,7 +519,6 @@ impl Controller {
         options.batch = BatchLimits {
             commands: self.config.mirror.batch_commands,
             bytes: self.config.mirror.batch_bytes,
-            ..options.batch
         };
         options.retry = self.config.retry;
         if active == ActiveSide::Source {

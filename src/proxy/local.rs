@@ -16,7 +16,7 @@ use crate::resp::write;
 pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
     match name {
         "quit" => {
-            session.reply(|out| write::ok(out));
+            session.reply(write::ok);
             session.closing.set(Closing::AfterReplies);
             Step::Done
         }
@@ -29,7 +29,7 @@ pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[
         "hello" => hello(session, core, args),
         "client" => client(session, core, raw, args),
         // Cluster modes of a connection: the gateway is one node and follows no redirections.
-        "readonly" | "readwrite" | "asking" => say(session, core, |out| write::ok(out)),
+        "readonly" | "readwrite" | "asking" => say(session, core, write::ok),
         _ => say(session, core, |out| write::error(out, format!("ERR unknown command '{name}'"))),
     }
 }
@@ -66,7 +66,7 @@ fn select(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
     let identity = Identity { db, ..core.identity.clone() };
     if db == core.identity.db || session.worker.has_lane(&identity) {
         session.change_identity(core, identity);
-        return say(session, core, |out| write::ok(out));
+        return say(session, core, write::ok);
     }
     session.ask_identity(core, identity, Answer::Ok)
 }
@@ -155,7 +155,7 @@ fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) ->
                 return say(session, core, |out| write::error(out, BAD_NAME));
             }
             *entry.name.lock() = Bytes::copy_from_slice(name);
-            say(session, core, |out| write::ok(out))
+            say(session, core, write::ok)
         }
         (b"setinfo", [attribute, value]) => {
             if !is_name(value) {
@@ -177,7 +177,7 @@ fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) ->
                     write::error(out, format!("ERR Unrecognized option '{attribute}'"))
                 });
             }
-            say(session, core, |out| write::ok(out))
+            say(session, core, write::ok)
         }
         (b"info", []) => {
             let line = entry.line(Instant::now());
@@ -200,7 +200,7 @@ fn reply_mode(session: &Session, core: &mut Core, mode: &[u8]) -> Step {
     match mode.to_ascii_lowercase().as_slice() {
         b"on" => {
             core.reply_mode = ReplyMode::On;
-            session.reply(|out| write::ok(out));
+            session.reply(write::ok);
         }
         b"off" => core.reply_mode = ReplyMode::Off,
         b"skip" if core.reply_mode == ReplyMode::On => core.reply_mode = ReplyMode::Skip,
@@ -259,6 +259,9 @@ fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
     say(session, core, |out| write::verbatim(out, proto, text.as_bytes()))
 }
 
+/// One condition of CLIENT KILL.
+type Test = Box<dyn Fn(&ClientEntry) -> bool>;
+
 fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
     let all = session.worker.shared.registry.all();
     if let [address] = filters {
@@ -267,17 +270,17 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
         return match found {
             Some(entry) if entry.id == session.entry.id => {
                 session.closing.set(Closing::AfterReplies);
-                say(session, core, |out| write::ok(out))
+                say(session, core, write::ok)
             }
             Some(entry) => {
                 entry.kill();
-                say(session, core, |out| write::ok(out))
+                say(session, core, write::ok)
             }
             None => say(session, core, |out| write::error(out, "ERR No such client")),
         };
     }
     let mut skip_me = true;
-    let mut tests: Vec<Box<dyn Fn(&ClientEntry) -> bool>> = Vec::new();
+    let mut tests: Vec<Test> = Vec::new();
     let mut pairs = filters.chunks_exact(2);
     for pair in pairs.by_ref() {
         let value = pair[1].to_vec();

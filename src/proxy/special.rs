@@ -180,7 +180,7 @@ impl Session {
             Outcome::Identity { identity, answer, dialled: Ok(upstream) } => {
                 if !quiet {
                     match answer {
-                        Answer::Ok => self.reply(|out| write::ok(out)),
+                        Answer::Ok => self.reply(write::ok),
                         Answer::Hello => {
                             let proto = if identity.resp3 { Proto::Resp3 } else { Proto::Resp2 };
                             match hello_reply(

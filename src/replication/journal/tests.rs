@@ -21,7 +21,7 @@ fn fill(journal: &Journal, to: u64, piece: u64) {
     while journal.received() < to {
         let from = journal.received() + 1;
         let last = (from + piece - 1).min(to);
-        if !journal.append(Bytes::from(stream(from, last))) || from % 3 == 0 {
+        if !journal.append(Bytes::from(stream(from, last))) || from.is_multiple_of(3) {
             journal.flush().unwrap();
         }
     }
@@ -92,8 +92,7 @@ async fn a_torn_tail_is_cut_off_at_every_byte() {
             journal.append(Bytes::from(stream(from, from + size - 1)));
             journal.flush().unwrap();
         }
-        let path = journal.shared.inner.lock().segments[0].path.clone();
-        path
+        journal.shared.inner.lock().segments[0].path.clone()
     };
     let whole = std::fs::read(&path).unwrap();
     let expected = |length: usize| {
