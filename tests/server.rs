@@ -4,11 +4,15 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossfade::Side;
+use crossfade::replication::{Journal, Link, ReceiveFrom, Receiver, ReceiverOptions};
 use crossfade::resp::value::Value;
 use crossfade::server::{Address, Capabilities, Client, Endpoint, Flavour, TlsOptions};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const CALL: Duration = Duration::from_secs(5);
@@ -175,6 +179,30 @@ async fn tls_with_a_client_certificate() {
         assert_eq!(client.command(&["ECHO", &big]).await.unwrap().as_str(), Some(&big[..]));
     }
     let url = format!("rediss://127.0.0.1:{port}");
+    // A replica over TLS.
+    let endpoint = Endpoint::parse_with(Side::Source, &url, Some(&options)).unwrap();
+    let mut client = Client::open(&endpoint, CALL).await.unwrap();
+    client.command(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await.unwrap();
+    client.command(&["SET", "big", &"z".repeat(3 << 20)]).await.unwrap();
+    let journal = Arc::new(Journal::open(path.join("journal")).unwrap());
+    let applied = watch::Sender::new(0);
+    let receiver = Receiver::spawn(ReceiverOptions::new(
+        endpoint,
+        journal.clone(),
+        ReceiveFrom::FullSync,
+        applied.subscribe(),
+        CancellationToken::new(),
+    ));
+    let mut state = receiver.state.clone();
+    let streaming = state.wait_for(|state| matches!(state.link, Link::Streaming));
+    tokio::time::timeout(PATIENCE, streaming).await.unwrap().unwrap();
+    client.command(&["SET", "more", "yes"]).await.unwrap();
+    let theirs = client.info("replication").await.unwrap().u64("master_repl_offset").unwrap();
+    let mut end = journal.end();
+    tokio::time::timeout(PATIENCE, end.wait_for(|end| *end == theirs)).await.unwrap().unwrap();
+    applied.send_replace(theirs);
+    assert_eq!(client.command(&["WAIT", "1", "5000"]).await.unwrap().as_i64(), Some(1));
+    receiver.stop().await;
     // An authority that is not ours.
     let endpoint = Endpoint::parse_with(
         Side::Source,

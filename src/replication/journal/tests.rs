@@ -312,3 +312,82 @@ fn files_without_a_description_are_not_believed() {
     journal.begin_tail(Some(ID), 5).unwrap();
     assert_eq!((journal.generation(), journal.start(), journal.received()), (3, 5, 5));
 }
+
+/// A run of random steps against a model that is only numbers; `CROSSFADE_SEED` replays one.
+#[tokio::test]
+async fn any_order_of_steps_keeps_the_stream_whole() {
+    let fixed = std::env::var("CROSSFADE_SEED").ok();
+    let fixed = fixed.map(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap());
+    let seeds: Vec<u64> = fixed.map_or_else(|| (1..=15).collect(), |seed| vec![seed]);
+    for seed in seeds {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut random = move |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let options = JournalOptions { segment_bytes: 3000, keep_bytes: 2000, recent_bytes: 700 };
+        let mut journal = Journal::open_with(dir.path(), options).unwrap();
+        journal.begin_tail(Some(ID), 50).unwrap();
+        let mut flushed = 50;
+        let mut reader = journal.reader(50).unwrap();
+        for step in 0..400 {
+            let what = format!("CROSSFADE_SEED={seed:#x}, step {step}");
+            let end = journal.received();
+            match random(12) {
+                0..=3 => {
+                    journal.append(Bytes::from(stream(end + 1, end + 1 + random(300))));
+                }
+                4 | 5 => {
+                    journal.flush().unwrap();
+                    flushed = journal.received();
+                }
+                6..=8 => {
+                    // The one that is never trimmed away reads on a little.
+                    for _ in 0..random(8) {
+                        let at = reader.position();
+                        if at < journal.received() {
+                            let chunk = reader.next().await.unwrap();
+                            assert_eq!(chunk.offset, at + 1, "{what}");
+                            assert_eq!(&chunk.bytes[..], stream(chunk.offset, chunk.end()), "{what}");
+                        }
+                    }
+                    journal.trim(reader.position());
+                }
+                9 => {
+                    let (start, end) = (journal.start(), journal.received());
+                    let after = start + random(end - start + 1);
+                    assert_eq!(collect(&journal, after).await, stream(after + 1, end), "{what}");
+                }
+                10 => {
+                    // kill -9: what was pending is gone, and the source sends it again.
+                    let at = reader.position();
+                    let start = journal.start();
+                    drop((journal, reader));
+                    journal = Journal::open_with(dir.path(), options).unwrap();
+                    assert_eq!((journal.start(), journal.received()), (start, flushed), "{what}");
+                    if at <= flushed {
+                        reader = journal.reader(at).unwrap();
+                    } else {
+                        // The destination is ahead of the journal.
+                        assert!(!journal.covers(&super::Position { replid: ID.into(), offset: at, db: 0 }));
+                        journal.begin_at(&self::at(ID, at)).unwrap();
+                        flushed = at;
+                        reader = journal.reader(at).unwrap();
+                    }
+                }
+                _ => {
+                    assert!(journal.covers(&at(ID, journal.received())), "{what}");
+                    assert!(!journal.covers(&at(ID, journal.received() + 1)), "{what}");
+                    let inner = journal.shared.inner.lock();
+                    assert!(
+                        inner.recent_bytes as u64 <= 700 + (journal.received() - inner.flushed) + 301,
+                        "{what}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -241,8 +241,17 @@ impl Task {
             if std::mem::take(&mut self.streamed) {
                 wait = first;
             }
-            let since = *self.lost_since.get_or_insert_with(Instant::now);
-            tracing::info!(%error, ?wait, "the replication link is down");
+            let since = match self.lost_since {
+                Some(since) => {
+                    tracing::debug!(%error, ?wait, "the replication link is still down");
+                    since
+                }
+                None => {
+                    tracing::info!(%error, "the replication link is down");
+                    Instant::now()
+                }
+            };
+            self.lost_since = Some(since);
             self.note(|state| state.link = Link::Lost { since, error: Arc::new(error) });
             if cancel.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 break;
