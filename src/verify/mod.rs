@@ -11,8 +11,9 @@
 //! # What is not
 //!
 //! Keys of the gateway itself (`crossfade:`). Keys that are expired by their true expiry, also if the server still
-//! holds them. Idle times, access counts, and delivery counts of pending entries: replication itself does not
-//! carry them faithfully (a consumer that reads its own history again raises the count on the primary alone).
+//! holds them. Idle times, access counts, a group's `entries-read`, and delivery counts of pending entries:
+//! replication itself does not carry them faithfully (a consumer that reads its own history again raises the
+//! count on the primary alone).
 //!
 //! # How
 //!
