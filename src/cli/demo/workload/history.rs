@@ -139,6 +139,8 @@ impl Ledger {
 pub(super) struct Waits {
     buckets: Vec<AtomicU64>,
     worst: AtomicU64,
+    /// The longest since somebody last took it.
+    lately: AtomicU64,
 }
 
 const FINE: u32 = 16;
@@ -146,7 +148,7 @@ const FINE: u32 = 16;
 impl Default for Waits {
     fn default() -> Self {
         let buckets = (0..36 * FINE).map(|_| AtomicU64::new(0)).collect();
-        Self { buckets, worst: AtomicU64::new(0) }
+        Self { buckets, worst: AtomicU64::new(0), lately: AtomicU64::new(0) }
     }
 }
 
@@ -154,6 +156,7 @@ impl Waits {
     fn add(&self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.worst.fetch_max(micros, Ordering::Relaxed);
+        self.lately.fetch_max(micros, Ordering::Relaxed);
         let index = ((micros.max(1) as f64).log2() * f64::from(FINE)) as usize;
         if let Some(bucket) = self.buckets.get(index.min(self.buckets.len() - 1)) {
             bucket.fetch_add(1, Ordering::Relaxed);
@@ -179,9 +182,9 @@ impl Waits {
         self.worst.load(Ordering::Relaxed) as f64 / 1e3
     }
 
-    /// Forgets the longest time; returns it, in milliseconds.
+    /// The longest time since the last call, in milliseconds.
     pub(super) fn take_worst_ms(&self) -> f64 {
-        self.worst.swap(0, Ordering::Relaxed) as f64 / 1e3
+        self.lately.swap(0, Ordering::Relaxed) as f64 / 1e3
     }
 }
 
