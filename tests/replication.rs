@@ -7,6 +7,7 @@
 //! `<name>/valkey-server` in it.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::print_stderr, reason = "a test that fails shows the server's log")]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

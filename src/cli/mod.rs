@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand; output as a table or as JSON.
 //!
 //! `run`, `check`, `demo`, `completions` and `man` work by themselves; every other subcommand speaks to a running
-//! gateway over its control API ([`api`]). With `--json` exactly one JSON document goes to stdout, also for a
+//! gateway over its control API (`api`). With `--json` exactly one JSON document goes to stdout, also for a
 //! failure (`{"error": {side, message, remedy}}`); logs and everything else go to stderr. Exit status: 0 done,
 //! 1 refused or failed, 2 wrong usage or configuration, 3 no gateway, or a server, could not be reached.
 

@@ -4,9 +4,9 @@
 //! subcommand that Redis 6.2 to 8.10 and Valkey 8.0 to 9.1 list is in the table; what is not in it is never
 //! guessed, but looked up at the server ([`Unknown`]).
 //!
-//! Three layers: [`table`] is written by a script from the servers' own `COMMAND` (name, arity, flags, key
-//! specifications); [`attributes`] adds by hand what no server says (how a command crosses the lane, the
-//! mirror and the switch); [`keys`] and [`blocking`] answer questions about one call with its arguments.
+//! Three layers: `table` is written by a script from the servers' own `COMMAND` (name, arity, flags, key
+//! specifications); `attributes` adds by hand what no server says (how a command crosses the lane, the
+//! mirror and the switch); `keys` and `blocking` answer questions about one call with its arguments.
 
 mod attributes;
 pub mod blocking;

@@ -167,7 +167,7 @@ macro_rules! with {
 }
 
 with!(
-    /// For a [`Duration`](std::time::Duration).
+    /// For a [`Duration`].
     duration, std::time::Duration, "a duration such as \"500ms\" or \"12h\"", super::parse_duration, super::show_duration
 );
 with!(

@@ -36,7 +36,7 @@
 //! source ─ receiver ─ journal ─┬─ snapshot ─ loader ──────────────┐
 //!                              └─ stream ─ decode ─ transform ─ batch ─ link ─ destination
 //! ```
-//! One task owns all of it ([`run`]); a [`Mirror`] is a handle that sends it requests and watches its state.
+//! One task owns all of it (`run`); a [`Mirror`] is a handle that sends it requests and watches its state.
 
 mod apply;
 pub mod batch;
