@@ -208,6 +208,8 @@ fn launch(binary: &Path, dir: &Path, port: u16, args: &[String]) -> io::Result<C
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("redis.log"))?;
     Command::new(binary)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"])
+        // A server waits 5 s for further replicas before each diskless snapshot; nobody else comes here.
+        .args(["--repl-diskless-sync-delay", "0"])
         .arg("--dir")
         .arg(dir)
         .args(args)
