@@ -99,8 +99,13 @@ pub(super) async fn close_held_writers(client: &mut Client) -> Result<usize> {
     Ok(held.len())
 }
 
-/// Connections, other than the gateway's, whose last command was a write not long ago. `own` are our addresses.
-pub(super) async fn foreign_writers(client: &mut Client, own: &HashSet<SocketAddr>) -> Result<Vec<String>> {
+/// Connections, other than the gateway's, whose last command was a write, not longer ago than `recent`. `own` are our
+/// addresses.
+pub(super) async fn foreign_writers(
+    client: &mut Client,
+    own: &HashSet<SocketAddr>,
+    recent: Duration,
+) -> Result<Vec<String>> {
     let id = client.command(&["CLIENT", "ID"]).await?.as_i64().unwrap_or(-1).to_string();
     let list = client.command(&["CLIENT", "LIST"]).await?;
     let text = list.as_str().unwrap_or_default();
@@ -109,19 +114,17 @@ pub(super) async fn foreign_writers(client: &mut Client, own: &HashSet<SocketAdd
     if !text.lines().any(|line| field(line, "id") == Some(&id) && is_own(line)) {
         return Ok(Vec::new());
     }
-    Ok(text.lines().filter(|line| !ours(line) && !is_own(line)).filter_map(foreign_writer).take(5).collect())
+    let strangers = text.lines().filter(|line| !ours(line) && !is_own(line));
+    Ok(strangers.filter_map(|line| foreign_writer(line, recent)).take(5).collect())
 }
 
-/// Writers who were silent for longer do not count.
-const RECENT: u64 = 60;
-
-fn foreign_writer(line: &str) -> Option<String> {
+fn foreign_writer(line: &str, recent: Duration) -> Option<String> {
     let addr = address(line)?;
     let command = field(line, "cmd")?.split('|').next()?;
     let idle: u64 = field(line, "idle")?.parse().ok()?;
-    let writes = crate::command::lookup(command.as_bytes())
-        .is_some_and(|spec| spec.kind == crate::command::Kind::Write);
-    (writes && idle <= RECENT).then(|| format!("{addr} ({command})"))
+    let spec = crate::command::lookup(command.as_bytes())?;
+    let wrote = spec.kind == crate::command::Kind::Write && idle < recent.as_secs();
+    wrote.then(|| format!("{addr} ({command})"))
 }
 
 fn address(line: &str) -> Option<SocketAddr> {
@@ -148,12 +151,12 @@ mod tests {
         assert_eq!(field(line, "flags"), Some("xb"));
         assert!(ours(line));
         assert!(!ours("id=7 name= cmd=set"));
-        assert_eq!(
-            foreign_writer("id=9 addr=10.0.0.1:77 name= idle=2 flags=N db=0 cmd=set").as_deref(),
-            Some("10.0.0.1:77 (set)")
-        );
-        assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=2 flags=N db=0 cmd=get"), None);
-        assert_eq!(foreign_writer("id=9 addr=10.0.0.1:77 name= idle=200 flags=N db=0 cmd=set"), None);
+        let line = |cmd, idle| format!("id=9 addr=10.0.0.1:77 name= idle={idle} flags=N db=0 cmd={cmd}");
+        let minute = Duration::from_secs(60);
+        assert_eq!(foreign_writer(&line("set", 2), minute).as_deref(), Some("10.0.0.1:77 (set)"));
+        assert_eq!(foreign_writer(&line("get", 2), minute), None);
+        assert_eq!(foreign_writer(&line("set", 200), minute), None);
+        assert_eq!(foreign_writer(&line("set", 2), Duration::from_secs(1)), None);
     }
 
     #[test]

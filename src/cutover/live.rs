@@ -97,14 +97,16 @@ impl Live {
         let (Some(from_client), Some(to_client)) = (&mut self.open.from, &mut self.open.to) else {
             return Err(Error::new(Side::Gateway, "no connection"));
         };
-        let mut from = ServerFacts::read(&everything(from_client).await?);
+        let info = everything(from_client).await.map_err(|error| {
+            Error::passing(error.side, "the active server does not answer").because(error).remedy(
+                "it may be busy with a long command (CLIENT LIST and SLOWLOG name it); try again when that has ended",
+            )
+        })?;
+        let mut from = ServerFacts::read(&info);
         from.fence = fence;
         let mut to = ServerFacts::read(&everything(to_client).await?);
-        let own = tokio::task::spawn_blocking(own::addresses).await.ok().flatten();
-        if let Some(own) = own {
-            // A server that forbids CLIENT LIST gives no cause for alarm.
-            to.foreign_writers = fence::foreign_writers(to_client, &own).await.unwrap_or_default();
-        }
+        let recent = since_switch(self.store.line().at_ms);
+        to.foreign_writers = foreign_writers(to_client, recent).await;
         let written = to_client.call(&["SET", EPOCH_KEY, &epoch]).await?;
         if written.is_error() {
             to.write_refused = Some(written.as_str().unwrap_or("an error").to_owned());
@@ -450,6 +452,28 @@ fn warn_of_strays(closed: usize, side: ActiveSide) {
         closed,
         "connections that write to the {side} without the gateway were closed at the switch; they must use the gateway"
     );
+}
+
+/// For how long a writer is remembered: not beyond the last switch, when other writers were the rightful ones.
+fn since_switch(at_ms: u64) -> Duration {
+    Duration::from_millis(record::now_ms().saturating_sub(at_ms)).min(Duration::from_secs(60))
+}
+
+/// Who else writes to a server. A server or a system that does not tell gives no cause for alarm.
+async fn foreign_writers(client: &mut Client, recent: Duration) -> Vec<String> {
+    match tokio::task::spawn_blocking(own::addresses).await {
+        Ok(Some(own)) => fence::foreign_writers(client, &own, recent).await.unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+/// Who else writes to the server that only the mirror may write to; `at_ms` is the time of the last switch.
+///
+/// # Errors
+/// When the server cannot be reached.
+pub async fn strays(endpoint: &Endpoint, at_ms: u64) -> Result<Vec<String>> {
+    let mut client = connect(endpoint, Duration::from_secs(2)).await?;
+    Ok(foreign_writers(&mut client, since_switch(at_ms)).await)
 }
 
 /// The sections that a verdict needs.

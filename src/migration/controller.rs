@@ -24,7 +24,7 @@ use super::status::{
 };
 use super::{ending, precheck, switching};
 use crate::config::Config;
-use crate::cutover::live::{Left, take_down};
+use crate::cutover::live::{Left, strays, take_down};
 use crate::cutover::verdict::{Limits, Verification};
 use crate::error::{Error, Result, Side};
 use crate::mirror::{
@@ -37,6 +37,9 @@ use crate::verify;
 
 /// How often the status is looked at.
 const TICK: Duration = Duration::from_millis(200);
+
+/// Between two looks for writers that do not use the gateway.
+const STRAYS: Duration = Duration::from_secs(10);
 
 /// Between attempts at what may pass by itself.
 const RETRY: Duration = Duration::from_secs(1);
@@ -68,6 +71,8 @@ enum Note {
     HeldByOther(Error),
     /// A fence that was left behind is down.
     FenceDown,
+    /// These connections write where only the mirror may write.
+    Strays(Vec<String>),
 }
 
 /// The mirror that runs.
@@ -146,6 +151,8 @@ pub(super) struct Controller {
     rate: Rate,
     progress: Progress,
     fence_tried: Instant,
+    strays_at: Instant,
+    strays: Vec<String>,
     asks: mpsc::Receiver<Ask>,
     notes: mpsc::Receiver<Note>,
     noting: mpsc::Sender<Note>,
@@ -198,6 +205,8 @@ impl Controller {
             rate: Rate::over(Duration::from_secs(2)),
             progress: Progress::new(),
             fence_tried: Instant::now(),
+            strays_at: Instant::now(),
+            strays: Vec::new(),
             asks,
             notes,
             noting,
@@ -804,6 +813,17 @@ impl Controller {
                     tracing::error!(%error, "the phases are confused");
                 }
             }
+            Note::Strays(found) => {
+                let side = self.machine.active().other();
+                let new: Vec<&String> = found.iter().filter(|stray| !self.strays.contains(stray)).collect();
+                if !new.is_empty() {
+                    tracing::warn!(
+                        strays = ?new,
+                        "somebody writes to the {side} without the gateway: the two servers will differ; stop these clients, then verify"
+                    );
+                }
+                self.strays = found;
+            }
             Note::FenceDown => {
                 if let Err(error) = self.with_store(|store| store.update(|record| record.fence = None)) {
                     tracing::debug!(%error, "the record still speaks of a fence");
@@ -820,11 +840,27 @@ impl Controller {
             self.fence_tried = now;
             self.take_fence_down(fence.clone());
         }
+        if now - self.strays_at > STRAYS && self.running.is_some() && self.machine.mirrors() {
+            self.strays_at = now;
+            self.look_for_strays();
+        }
         if let (Some((at, _)), None) = (self.retry_start, &self.starting) {
             if now >= at && self.machine.phase() == Phase::Forwarding {
                 self.begin_by_itself().await;
             }
         }
+    }
+
+    fn look_for_strays(&self) {
+        let Some(endpoint) = self.endpoint(self.machine.active().other()).cloned() else { return };
+        let Some(at_ms) = self.store.as_ref().map(|store| store.line().at_ms) else { return };
+        let noting = self.noting.clone();
+        tokio::spawn(async move {
+            // That it cannot be reached is the mirror's to tell.
+            if let Ok(found) = strays(&endpoint, at_ms).await {
+                let _ = noting.send(Note::Strays(found)).await;
+            }
+        });
     }
 
     fn take_fence_down(&self, fence: Fence) {
