@@ -138,6 +138,8 @@ impl Connection {
                     heard = Instant::now();
                     self.outgoing.advance(n);
                     if self.outgoing.is_empty() {
+                        // Even when empty it would keep the batch in memory beyond its permit.
+                        self.outgoing = Bytes::new();
                         writer.flush().await.map_err(|cause| self.lost("").because(cause))?;
                     }
                 }

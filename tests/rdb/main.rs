@@ -327,7 +327,9 @@ fn a_db_that_the_destination_lacks_is_named_and_nothing_lands_elsewhere() {
     from.must(&["SELECT", "9"]);
     from.must(&["SET", "a", "9"]);
     let destination = Server::start_with(name, &["--databases", "4"]);
-    let error = load(source.save(), LoadOptions::new(destination.endpoint())).unwrap_err();
+    // One connection, so that what went before the refused SELECT is known to be there.
+    let options = LoadOptions { connections: 1, ..LoadOptions::new(destination.endpoint()) };
+    let error = load(source.save(), options).unwrap_err();
     assert!(!error.retry && error.to_string().contains("db 9"), "{error}");
     assert_eq!(destination.connect().must(&["GET", "a"]).as_bytes(), Some(&b"0"[..]));
 }
