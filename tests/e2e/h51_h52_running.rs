@@ -18,6 +18,9 @@ async fn h51_sigterm_drains_and_a_restart_goes_on_where_it_was() {
     lab.mirror().await;
     for (phase, side) in [("mirroring", "source"), ("cut-over", "destination"), ("mirroring", "source")] {
         operations(&workload, 500).await;
+        // the reverse feed of a switch attaches by a full sync of its own, whose snapshot is thrown away
+        let syncs =
+            [lab.source.info("sync_full").await.unwrap(), lab.destination.info("sync_full").await.unwrap()];
         lab.gateway.signal("TERM").unwrap();
         let status = lab.gateway.wait_exit(Duration::from_secs(20)).await.unwrap();
         assert_eq!(status.code(), Some(0), "exit status after SIGTERM");
@@ -25,6 +28,10 @@ async fn h51_sigterm_drains_and_a_restart_goes_on_where_it_was() {
         let after = lab.gateway.wait_phase(phase, PATIENCE).await.unwrap();
         assert_eq!(after["active"], side, "{after}");
         operations(&workload, 500).await;
+        lab.in_step().await;
+        let now =
+            [lab.source.info("sync_full").await.unwrap(), lab.destination.info("sync_full").await.unwrap()];
+        assert_eq!(now, syncs, "the restart needed no full sync");
         if phase == "mirroring" && after["epoch"] == 0 {
             lab.cutover().await;
         } else if phase == "cut-over" {
@@ -32,8 +39,6 @@ async fn h51_sigterm_drains_and_a_restart_goes_on_where_it_was() {
         }
     }
     lab.judge(workload).await;
-    // The copy, and the snapshot that is thrown away when the mirror back is attached before the rollback.
-    assert_eq!(lab.source.info("sync_full").await.unwrap(), "2", "no second copy");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,12 +35,12 @@ async fn once(a: &Server, b: &Server) -> Vec<String> {
         let (keys_a, keys_b) = (keys(&mut a).await, keys(&mut b).await);
         let only = |side: &str, key: &Vec<u8>| format!("db {db}: only on the {side}: {}", key.escape_ascii());
         for key in keys_a.difference(&keys_b) {
-            if exists(&mut a, key).await {
+            if lives(&mut a, key).await {
                 differences.push(only("first", key));
             }
         }
         for key in keys_b.difference(&keys_a) {
-            if exists(&mut b, key).await {
+            if lives(&mut b, key).await {
                 differences.push(only("second", key));
             }
         }
@@ -48,7 +48,7 @@ async fn once(a: &Server, b: &Server) -> Vec<String> {
         for chunk in common.chunks(400) {
             let (of_a, of_b) = (look(&mut a, chunk).await, look(&mut b, chunk).await);
             for (key, (at_a, at_b)) in chunk.iter().zip(of_a.iter().zip(&of_b)) {
-                if at_a != at_b {
+                if at_a != at_b && !is_over(at_a) && !is_over(at_b) {
                     let facts = |of: &Facts, other: &Facts| {
                         let differing = of.iter().filter(|(name, value)| other.get(*name) != Some(value));
                         differing.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
@@ -91,33 +91,50 @@ async fn keys(server: &mut Connection) -> BTreeSet<Vec<u8>> {
     }
 }
 
-/// Whether it is still there: a key that only one SCAN saw may have expired between the two.
-async fn exists(server: &mut Connection, key: &[u8]) -> bool {
-    server.must(&[b"EXISTS".as_slice(), key]).await.unwrap() == Reply::Integer(1)
+/// Whether it is there and its life is not over: a server keeps an expired key until it comes across it, and the
+/// passive side until it hears of that.
+async fn lives(server: &mut Connection, key: &[u8]) -> bool {
+    let expiry = server.must(&[b"PEXPIRETIME".as_slice(), key]).await.unwrap().number().unwrap();
+    expiry != -2 && !in_the_past(true_expiry(expiry))
+}
+
+fn is_over(facts: &Facts) -> bool {
+    in_the_past(facts["expiry"].parse().unwrap())
+}
+
+fn in_the_past(expiry: i64) -> bool {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    expiry >= 0 && expiry <= i64::try_from(now.as_millis()).unwrap()
+}
+
+fn true_expiry(expiry: i64) -> i64 {
+    if expiry > PAD { expiry - PAD } else { expiry }
 }
 
 /// Digest, expiry and, for streams, everything else that the server tells about each key.
 async fn look(server: &mut Connection, keys: &[&Vec<u8>]) -> Vec<Facts> {
     for key in keys {
-        server.queue(&[b"DEBUG".as_slice(), b"DIGEST-VALUE", key]);
+        // in this order: DEBUG looks at a key whose life is over, PEXPIRETIME removes it
         server.queue(&[b"PEXPIRETIME".as_slice(), key]);
+        server.queue(&[b"DEBUG".as_slice(), b"DIGEST-VALUE", key]);
         server.queue(&[b"TYPE".as_slice(), key]);
     }
     server.flush().await.unwrap();
     let mut seen = Vec::new();
     for _ in keys {
+        let expiry = server.reply().await.unwrap().number().unwrap();
         let digest = server.reply().await.unwrap();
         let digest = digest.items().first().unwrap_or_else(|| panic!("{digest:?}")).brief();
-        let expiry = server.reply().await.unwrap().number().unwrap();
         let kind = server.reply().await.unwrap().brief();
-        let expiry = if expiry > PAD { expiry - PAD } else { expiry };
+        let expiry = true_expiry(expiry);
         let facts = [("digest", digest), ("expiry", expiry.to_string()), ("type", kind)];
         seen.push(facts.map(|(name, value)| (name.to_string(), value)).into_iter().collect::<Facts>());
     }
     for (key, facts) in keys.iter().zip(&mut seen) {
         if facts["type"] == "stream" {
+            // an error: it went away between the two looks, and the next round will tell
             let info =
-                server.must(&[b"XINFO".as_slice(), b"STREAM", key, b"FULL", b"COUNT", b"0"]).await.unwrap();
+                server.call(&[b"XINFO".as_slice(), b"STREAM", key, b"FULL", b"COUNT", b"0"]).await.unwrap();
             collect(&info, "", facts);
         }
     }
