@@ -161,12 +161,18 @@ impl Store {
         Ok(())
     }
 
-    /// Begins a new migration in a directory whose last one has ended: a new id, and an epoch that keeps counting.
+    /// Begins a new migration in a directory whose last one has ended: under a new id, and with an epoch of its own, whose
+    /// line holds no start position: that of the last switch belongs to the migration before.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn renew(&mut self) -> Result<()> {
-        let id = new_id()?;
+    pub fn renew(&mut self, id: String) -> Result<()> {
+        let path = self.dir.join("commit");
+        let line = Line { epoch: self.line.epoch + 1, start: None, at_ms: now_ms(), ..self.line.clone() };
+        if let Some(cell) = &mut self.cell {
+            cell.commit(line).map_err(|e| disk::error(&path, e))?;
+            self.line = cell.line().clone();
+        }
         self.update(|record| {
             *record = Record { switches: std::mem::take(&mut record.switches), ..Record::new(id) }
         })
@@ -239,7 +245,10 @@ fn encode(record: &Record) -> Result<Vec<u8>> {
 }
 
 /// Sixteen hexadecimal digits from the system's random source.
-fn new_id() -> Result<String> {
+///
+/// # Errors
+/// When the system has none.
+pub fn new_id() -> Result<String> {
     let mut bytes = [0u8; 8];
     let path = Path::new("/dev/urandom");
     File::open(path).and_then(|mut f| f.read_exact(&mut bytes)).map_err(|e| disk::error(path, e))?;
@@ -309,7 +318,7 @@ mod tests {
         drop(store);
         let mut store = Store::open(dir.path()).unwrap();
         assert_eq!(*store.record(), record);
-        store.renew().unwrap();
+        store.renew("00ff".into()).unwrap();
         assert_ne!(store.record().id, id);
         assert_eq!(store.record().intent, Intent::Forward);
     }
