@@ -90,7 +90,7 @@ impl Default for Listen {
             tls: None,
             workers: Workers::Auto,
             max_clients: 10_000,
-            output_buffer_limit: 64 << 20,
+            output_buffer_limit: 1 << 30,
             query_buffer_limit: 1 << 30,
             idle_timeout: Duration::ZERO,
             tcp_keepalive: Duration::from_secs(300),

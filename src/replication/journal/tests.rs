@@ -1,5 +1,6 @@
 use super::*;
 use bytes::Bytes;
+use std::time::{Duration, Instant};
 
 const ID: &str = "0123456789abcdef0123456789abcdef01234567";
 const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
@@ -287,7 +288,14 @@ fn an_unsynced_snapshot_does_not_survive_another_boot() {
         journal.flush().unwrap();
     }
     let path = dir.path().join("journal.json");
-    let mut meta: Meta = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let read = || serde_json::from_slice::<Meta>(&std::fs::read(&path).unwrap()).unwrap();
+    // The snapshot is synced behind the writer's back; only after that does nobody write the description again.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !read().snapshot.is_some_and(|snapshot| snapshot.synced) {
+        assert!(Instant::now() < deadline, "the snapshot was not synced");
+        std::thread::yield_now();
+    }
+    let mut meta = read();
     meta.boot = "another".into();
     meta.snapshot.as_mut().unwrap().synced = false;
     meta.store(dir.path()).unwrap();
