@@ -426,9 +426,10 @@ async fn types_of_one_family() {
 #[ignore = "measures"]
 async fn speed() {
     let mut both = Both::start(["", ""], &[]).await;
-    for name in ["DEBUG POPULATE 300000 key 64"] {
-        both.on_a(name).await;
-        both.on_b(name).await;
+    for n in 0..60 {
+        let fill = format!("for i=1,5000 do redis.call('SET','key:'..({n}*5000+i),string.rep('x',64)) end");
+        both.to_a.command(&["EVAL", &fill, "0"]).await.unwrap();
+        both.to_b.command(&["EVAL", &fill, "0"]).await.unwrap();
     }
     for _ in 0..3 {
         let report = both.same(quick()).await;
