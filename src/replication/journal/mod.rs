@@ -300,12 +300,14 @@ impl Journal {
 
     /// Syncs a snapshot without anybody waiting for it; a failure only means that a power loss costs the snapshot.
     fn sync_behind(&self, file: File, series: u64) {
-        let shared = self.shared.clone();
+        // A journal that has been closed meanwhile may be open again: its description is no longer ours to write.
+        let shared = Arc::downgrade(&self.shared);
         let sync = move || {
             if let Err(error) = file.sync_data() {
                 tracing::debug!(%error, "the snapshot could not be synced");
                 return;
             }
+            let Some(shared) = shared.upgrade() else { return };
             let mut inner = shared.inner.lock();
             if inner.meta.series == series
                 && let Some(stored) = inner.meta.snapshot.as_mut()

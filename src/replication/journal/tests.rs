@@ -279,6 +279,8 @@ fn a_snapshot_is_kept_when_it_is_whole() {
 #[test]
 fn an_unsynced_snapshot_does_not_survive_another_boot() {
     let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.json");
+    let read = || serde_json::from_slice::<Meta>(&std::fs::read(&path).unwrap()).unwrap();
     {
         let journal = Journal::open(dir.path()).unwrap();
         let mut writer = journal.begin(Some(ID), 80, None).unwrap();
@@ -286,14 +288,12 @@ fn an_unsynced_snapshot_does_not_survive_another_boot() {
         journal.finish(&mut writer).unwrap();
         fill(&journal, 90, 3);
         journal.flush().unwrap();
-    }
-    let path = dir.path().join("journal.json");
-    let read = || serde_json::from_slice::<Meta>(&std::fs::read(&path).unwrap()).unwrap();
-    // The snapshot is synced behind the writer's back; only after that does nobody write the description again.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !read().snapshot.is_some_and(|snapshot| snapshot.synced) {
-        assert!(Instant::now() < deadline, "the snapshot was not synced");
-        std::thread::yield_now();
+        // The snapshot is synced behind the writer's back; after that nobody writes the description again.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !read().snapshot.is_some_and(|snapshot| snapshot.synced) {
+            assert!(Instant::now() < deadline, "the snapshot was not synced");
+            std::thread::yield_now();
+        }
     }
     let mut meta = read();
     meta.boot = "another".into();
