@@ -291,3 +291,11 @@ impl Front {
         self.gateway.address()
     }
 }
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the end of the gateway's log:\n{}", tail(&self.gateway.log(), 25));
+        }
+    }
+}
