@@ -253,7 +253,7 @@ impl Story {
         let Stage { gateway, source, destination, dir } = stage;
         self.say("\nLeft running:");
         self.say(&format!(
-            "  gateway      {}   control: crossfade --admin {} status",
+            "  gateway      {}   control: crossfade status --admin {}",
             gateway.address(),
             gateway.admin()
         ));
