@@ -181,6 +181,20 @@ impl Live {
         ))
     }
 
+    /// Waits until the mirror back has received a write that was made after it was attached: a server that has sent
+    /// its snapshot may hold the stream back until it hears from its replica, and the pause has no time for that.
+    async fn stream_flows(&mut self, deadline: Instant) -> Result<()> {
+        let epoch = self.store.line().epoch.to_string();
+        let (Some(client), Some(standby)) = (&mut self.open.to, &self.open.standby) else {
+            return Err(Error::new(Side::Gateway, "no connection"));
+        };
+        client.command(&["SET", EPOCH_KEY, &epoch]).await?;
+        let reply = client.command(&["INFO", "replication"]).await?;
+        let offset = reply.as_str().and_then(self::offset).ok_or_else(|| no_offset(client.side()))?;
+        standby.wait_applied(offset, deadline).await?;
+        Ok(())
+    }
+
     /// Waits until little is left to drain inside the pause.
     async fn near(&self, deadline: Instant) -> Result<()> {
         let near = NEAR.min(self.max_pause / 4).as_secs_f64() * 1e3;
@@ -234,6 +248,7 @@ impl Parts for Live {
     async fn prepare(&mut self, deadline: Instant) -> Result<()> {
         self.connect().await?;
         self.standby(deadline).await?;
+        self.stream_flows(deadline).await?;
         let side = self.kind.origin();
         let setting = match &self.open.fence {
             Some(Fence::Setting { name, former }) => Some((name.clone(), former.clone())),
@@ -285,11 +300,15 @@ impl Parts for Live {
             return Err(Error::new(Side::Gateway, "no connection"));
         };
         // Equality, not silence: the new side has applied the last byte that the old side's stream has.
+        let begun = Instant::now();
         self.mirror.wait_applied(offset, deadline).await?;
+        let applied = begun.elapsed();
         self.mirror.settle_last().await?;
+        let settled = begun.elapsed();
         let reply = client.command(&["INFO", "replication"]).await?;
         let offset = reply.as_str().and_then(self::offset).ok_or_else(|| no_offset(client.side()))?;
         let position = standby.engage(offset, deadline).await?;
+        tracing::debug!(?applied, ?settled, engaged = ?begun.elapsed(), "the mirror is drained");
         Ok(StartPosition { replid: position.replid, offset: position.offset, db: position.db })
     }
 

@@ -33,8 +33,8 @@ const FLUSH_AFTER: Duration = Duration::from_millis(5);
 /// Redis expects a replica to say once a second how far it is (`replicationCron`).
 const ACK_EVERY: Duration = Duration::from_secs(1);
 /// The same while the source may be waiting for one, see [`Acks::Eager`]; and how many of these.
-const EAGER_EVERY: Duration = Duration::from_millis(25);
-const EAGER_ACKS: u32 = 80;
+const EAGER_EVERY: Duration = Duration::from_millis(5);
+const EAGER_ACKS: u32 = 400;
 /// How long to wait before a full disk is tried again.
 const DISK_EVERY: Duration = Duration::from_secs(1);
 
