@@ -116,6 +116,7 @@ fn switch(name: &str, lane: Lane) -> Switch {
         ("scan" | "clusterscan", _) => Switch::Cursor(1),
         ("hscan" | "sscan" | "zscan", _) => Switch::Cursor(2),
         ("evalsha" | "evalsha_ro", _) => Switch::ScriptCache,
+        ("eval" | "eval_ro" | "script|load", _) => Switch::BringsScript,
         ("xread" | "xreadgroup", _) => Switch::Reissue,
         (_, Lane::Pinned(Pin::Blocking | Pin::Wait)) => Switch::Reissue,
         (_, Lane::Pinned(Pin::Transaction)) => Switch::Replay,

@@ -147,8 +147,10 @@ pub enum Switch {
     Resubscribe,
     /// Its cursor, at this argument, means nothing on the other side: it starts again at 0.
     Cursor(u8),
-    /// On NOSCRIPT from the new side the script is sent whole.
+    /// It names a script by its digest: the script has been loaded on the new side.
     ScriptCache,
+    /// It brings a script, which is kept to be loaded on the new side.
+    BringsScript,
     /// State that is set anew on the new side's connection.
     Carried,
 }

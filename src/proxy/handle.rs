@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::gate::{DrainReport, OpenReport, PrepareReport, Request};
 use super::registry::Registry;
+use super::scripts::Scripts;
 use super::worker;
 use super::{Active, ProxyOptions};
 use crate::command::Unknown;
@@ -32,6 +33,7 @@ pub(super) struct Shared {
     pub(super) counters: Vec<Counters>,
     /// Commands that the table does not have.
     pub(super) unknown: Unknown,
+    pub(super) scripts: Scripts,
 }
 
 /// A reading of the data path's counters.
@@ -76,6 +78,7 @@ impl Proxy {
             counters: (0..count).map(|_| Counters::default()).collect(),
             registry: Registry::default(),
             unknown: Unknown::new(),
+            scripts: Scripts::default(),
             options,
         });
         let mut workers = Vec::with_capacity(count);
@@ -120,7 +123,8 @@ impl Proxy {
         Ok(all)
     }
 
-    /// Opens and authenticates connections to `to` for every lane and every session with state. Traffic goes on.
+    /// Opens and authenticates connections to `to` for every lane and every session with state, and loads there the
+    /// scripts that clients brought. Traffic goes on.
     ///
     /// # Errors
     /// A connection could not be made in time, or a client's credentials are refused on that side.
@@ -131,6 +135,11 @@ impl Proxy {
             let report = answer.map_err(|text| Error::passing(side_of(to), text))?;
             sum.lanes += report.lanes;
             sum.pinned += report.pinned;
+        }
+        let options = &self.shared.options;
+        if let Some(endpoint) = options.endpoint(to) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.shared.scripts.prepare(endpoint, left).await?;
         }
         Ok(sum)
     }
@@ -155,6 +164,11 @@ impl Proxy {
             sum.recalled += report.recalled;
             sum.transactions += report.transactions;
         }
+        // Everything has been answered: no script is on its way that is not kept.
+        let caught_up = self.shared.scripts.catch_up();
+        tokio::time::timeout_at(deadline.into(), caught_up).await.map_err(|_| {
+            Error::passing(Side::Gateway, "the scripts that clients loaded lately did not get across in time")
+        })??;
         Ok(sum)
     }
 
@@ -181,6 +195,7 @@ impl Proxy {
             }
             Err(error) => tracing::error!(epoch, "{error}"),
         }
+        self.shared.scripts.rest().await;
         sum
     }
 

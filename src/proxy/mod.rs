@@ -27,6 +27,7 @@ mod moving;
 mod outbuf;
 mod pinned;
 mod registry;
+mod scripts;
 mod session;
 mod special;
 mod upstream;

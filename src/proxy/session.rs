@@ -28,7 +28,7 @@ use super::registry::ClientEntry;
 use super::special::{Outcome, Step};
 use super::upstream::{Identity, Key};
 use super::worker::Worker;
-use crate::command::{self, Lane as Route};
+use crate::command::{self, Lane as Route, Switch};
 use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::write;
 
@@ -437,7 +437,11 @@ impl Session {
             }
             if !frame.inline && core.pinned.is_none() && core.reply_mode == ReplyMode::On {
                 if let Some(spec) = command::lookup(&data[at + frame.name.start..at + frame.name.end]) {
-                    if spec.lane == Route::Shared && !spec.may_block() && !spec.is_container() {
+                    if spec.lane == Route::Shared
+                        && !spec.may_block()
+                        && !spec.is_container()
+                        && spec.switch != Switch::BringsScript
+                    {
                         count += 1;
                         at = end;
                         self.last.set(spec.name);

@@ -8,7 +8,7 @@ use super::pinned::Pinned;
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::upstream::{Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply};
 use super::worker::Worker;
-use crate::command::{self, Lane as Route, Pin};
+use crate::command::{self, Kind, Lane as Route, Pin};
 use crate::resp::scan::{Frame, split_inline};
 use crate::resp::value::{self, Value};
 use crate::resp::write::{self, Proto};
@@ -74,6 +74,9 @@ impl Session {
             },
         };
         self.last.set(spec.map_or("(unknown command)", |spec| spec.name));
+        if let Some(spec) = spec.filter(|spec| spec.kind == Kind::Script) {
+            self.worker.shared.scripts.learn(spec.name, args);
+        }
         if core.pinned.is_some() {
             return self.pinned_command(core, raw, args, spec);
         }

@@ -20,6 +20,7 @@ mod h13_crashes;
 mod h30_switches;
 mod h35_switch_faults;
 mod h36_h40_switch;
+mod h37_scripts_cursors;
 mod h39_refusals;
 mod h51_h52_running;
 mod tools;

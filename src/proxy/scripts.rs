@@ -1,0 +1,245 @@
+//! Scripts that clients brought, so that EVALSHA goes on working behind a switch.
+//!
+//! Servers of Redis 7 and later replicate what scripts do, not the scripts; nor can a server be asked for the text of
+//! a digest (Valkey 8 can). So the texts are kept as they pass, and loaded on the other side with SCRIPT LOAD: all of
+//! them while a switch is prepared, those that came since when the gate is closed and everything has been answered.
+//!
+//! What is kept is bounded: texts of SCRIPT LOAD up to [`LOADED_BYTES`]; of EVAL the latest [`EVALUATED`], as many as
+//! Redis 7.4 keeps itself. A script that was loaded before its clients came to the gateway, and never since, is not known
+//! here: EVALSHA then answers NOSCRIPT, as after a restart of the server.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::error::Result;
+use crate::resp::write;
+use crate::server::{Client, Endpoint};
+
+/// Texts of SCRIPT LOAD, in bytes together.
+const LOADED_BYTES: usize = 32 * 1024 * 1024;
+/// Texts of EVAL, in number and in bytes together.
+const EVALUATED: usize = 500;
+const EVALUATED_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes that are sent before the replies are read.
+const PORTION: usize = 1024 * 1024;
+/// For one portion to be answered.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The scripts that clients brought.
+#[derive(Debug, Default)]
+pub(super) struct Scripts {
+    kept: Mutex<Kept>,
+    carrier: tokio::sync::Mutex<Option<Carrier>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Each text, and where it stands in `order`.
+    places: HashMap<Bytes, Place>,
+    /// In the order in which they came, by a number that only grows.
+    order: BTreeMap<u64, Bytes>,
+    next: u64,
+    loaded_bytes: usize,
+    evaluated: BTreeMap<u64, usize>,
+    evaluated_bytes: usize,
+    full: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    number: u64,
+    loaded: bool,
+}
+
+/// A connection to the side that a switch goes to.
+#[derive(Debug)]
+struct Carrier {
+    client: Client,
+    /// The number behind the last script that was loaded there.
+    next: u64,
+}
+
+impl Scripts {
+    /// Looks at a command of a script family: takes its text, or forgets all.
+    pub(super) fn learn(&self, name: &str, args: &[&[u8]]) {
+        match (name, args) {
+            ("eval" | "eval_ro", [_, text, ..]) => self.keep(text, false),
+            ("script", [_, sub, text]) if sub.eq_ignore_ascii_case(b"load") => self.keep(text, true),
+            ("script", [_, sub, ..]) if sub.eq_ignore_ascii_case(b"flush") => self.flush(),
+            _ => {}
+        }
+    }
+
+    fn flush(&self) {
+        let mut kept = self.kept.lock();
+        *kept = Kept { next: kept.next, ..Kept::default() };
+    }
+
+    fn keep(&self, text: &[u8], loaded: bool) {
+        let mut kept = self.kept.lock();
+        if kept.places.get(text).is_some_and(|place| place.loaded >= loaded) {
+            return;
+        }
+        kept.forget(text);
+        if loaded && kept.loaded_bytes + text.len() > LOADED_BYTES {
+            if !std::mem::replace(&mut kept.full, true) {
+                tracing::warn!(
+                    "clients loaded more than {} MiB of scripts: further ones will not be known behind a switch",
+                    LOADED_BYTES >> 20
+                );
+            }
+            return;
+        }
+        if !loaded && text.len() > EVALUATED_BYTES {
+            return;
+        }
+        kept.add(Bytes::copy_from_slice(text), loaded);
+    }
+
+    /// Opens a connection to the side that a switch goes to, and loads everything there.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub(super) async fn prepare(&self, endpoint: &Endpoint, timeout: Duration) -> Result<()> {
+        let mut client = Client::open(endpoint, timeout).await?;
+        client.set_timeout(TIMEOUT);
+        let mut carrier = Carrier { client, next: 0 };
+        self.load(&mut carrier).await?;
+        *self.carrier.lock().await = Some(carrier);
+        Ok(())
+    }
+
+    /// Loads what came since [`Self::prepare`]; without a word to the server when nothing did.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub(super) async fn catch_up(&self) -> Result<()> {
+        match self.carrier.lock().await.as_mut() {
+            Some(carrier) => self.load(carrier).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The switch is over, one way or the other.
+    pub(super) async fn rest(&self) {
+        self.carrier.lock().await.take();
+    }
+
+    async fn load(&self, carrier: &mut Carrier) -> Result<()> {
+        loop {
+            let (mut commands, mut count) = (Vec::new(), 0);
+            {
+                let kept = self.kept.lock();
+                for (number, text) in kept.order.range(carrier.next..) {
+                    if commands.len() > PORTION {
+                        break;
+                    }
+                    write::command(&mut commands, &[b"SCRIPT".as_slice(), b"LOAD", text]);
+                    count += 1;
+                    carrier.next = number + 1;
+                }
+            }
+            if count == 0 {
+                return Ok(());
+            }
+            let replies = carrier.client.pipeline(&commands, count).await?;
+            // A text that does not compile was refused to its client as well.
+            if let Some(text) = replies.iter().find_map(crate::resp::value::Value::error) {
+                tracing::debug!(side = %carrier.client.side(), %text, "a script was not loaded");
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn add(&mut self, text: Bytes, loaded: bool) {
+        let number = self.next;
+        self.next += 1;
+        if loaded {
+            self.loaded_bytes += text.len();
+        } else {
+            self.evaluated.insert(number, text.len());
+            self.evaluated_bytes += text.len();
+        }
+        self.order.insert(number, text.clone());
+        self.places.insert(text, Place { number, loaded });
+        while self.evaluated.len() > EVALUATED || self.evaluated_bytes > EVALUATED_BYTES {
+            let Some((oldest, length)) = self.evaluated.pop_first() else { return };
+            self.evaluated_bytes -= length;
+            if let Some(text) = self.order.remove(&oldest) {
+                self.places.remove(&text);
+            }
+        }
+    }
+
+    fn forget(&mut self, text: &[u8]) {
+        let Some(place) = self.places.remove(text) else { return };
+        self.order.remove(&place.number);
+        if place.loaded {
+            self.loaded_bytes -= text.len();
+        } else {
+            self.evaluated.remove(&place.number);
+            self.evaluated_bytes -= text.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(scripts: &Scripts) -> Vec<String> {
+        let kept = scripts.kept.lock();
+        assert_eq!(kept.places.len(), kept.order.len());
+        kept.order.values().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
+    }
+
+    #[test]
+    fn texts_are_kept_once_and_flushed() {
+        let scripts = Scripts::default();
+        scripts.learn("eval", &[b"eval", b"return 1", b"0"]);
+        scripts.learn("eval_ro", &[b"EVAL_RO", b"return 1", b"0"]);
+        scripts.learn("script", &[b"SCRIPT", b"Load", b"return 2"]);
+        scripts.learn("evalsha", &[b"evalsha", b"abc", b"0"]);
+        assert_eq!(texts(&scripts), ["return 1", "return 2"]);
+        let before = scripts.kept.lock().next;
+        scripts.learn("script", &[b"script", b"FLUSH", b"ASYNC"]);
+        assert!(texts(&scripts).is_empty());
+        scripts.learn("eval", &[b"eval", b"return 1", b"0"]);
+        assert!(
+            scripts.kept.lock().next > before,
+            "numbers only grow: a carrier goes on behind its last one"
+        );
+    }
+
+    #[test]
+    fn the_oldest_evaluated_one_goes_loaded_ones_stay() {
+        let scripts = Scripts::default();
+        scripts.learn("script", &[b"script", b"load", b"loaded"]);
+        scripts.learn("eval", &[b"eval", b"becomes loaded", b"0"]);
+        scripts.learn("script", &[b"script", b"load", b"becomes loaded"]);
+        for n in 0..EVALUATED + 10 {
+            scripts.learn("eval", &[b"eval", n.to_string().as_bytes(), b"0"]);
+        }
+        let texts = texts(&scripts);
+        assert_eq!(texts.len(), EVALUATED + 2);
+        assert_eq!(texts[..3], ["loaded", "becomes loaded", "10"]);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let scripts = Scripts::default();
+        for n in 0..40_u8 {
+            scripts.learn("script", &[b"script", b"load", &vec![n; 1024 * 1024]]);
+            scripts.learn("eval", &[b"eval", &vec![100 + n; 1024 * 1024], b"0"]);
+        }
+        let kept = scripts.kept.lock();
+        let held: usize = kept.order.values().map(Bytes::len).sum();
+        assert_eq!(held, kept.loaded_bytes + kept.evaluated_bytes);
+        assert!(kept.loaded_bytes <= LOADED_BYTES && kept.evaluated_bytes <= EVALUATED_BYTES);
+        assert_eq!(held, LOADED_BYTES + EVALUATED_BYTES, "what fits is kept");
+    }
+}
