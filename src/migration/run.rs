@@ -68,6 +68,7 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
         source: config.source.clone(),
         destination: config.destination.clone(),
         active: line.active.into(),
+        epoch: line.epoch,
         reconnect_wait: config.server.reconnect_wait,
     })?;
     tracing::info!(

@@ -53,6 +53,6 @@ pub(super) enum Request {
     Close { answer: oneshot::Sender<()> },
     Drain { deadline: Instant, answer: oneshot::Sender<Result<DrainReport, String>> },
     Arm { active: Active, deadline: Instant, answer: oneshot::Sender<Result<(), String>> },
-    Open { active: Active, answer: oneshot::Sender<OpenReport> },
+    Open { active: Active, epoch: u64, answer: oneshot::Sender<OpenReport> },
     Shutdown { deadline: Instant, answer: oneshot::Sender<()> },
 }

@@ -186,7 +186,7 @@ impl Proxy {
             Err(error) => tracing::error!(epoch, "{error}"),
         }
         let mut sum = OpenReport::default();
-        match self.ask(|answer| Request::Open { active, answer }).await {
+        match self.ask(|answer| Request::Open { active, epoch, answer }).await {
             Ok(answers) => {
                 for report in answers {
                     sum.held_commands += report.held_commands;
@@ -206,7 +206,7 @@ impl Proxy {
     }
 }
 
-fn side_of(active: Active) -> Side {
+pub(super) fn side_of(active: Active) -> Side {
     match active {
         Active::Source => Side::Source,
         Active::Destination => Side::Destination,

@@ -19,6 +19,7 @@
 //! * bytes are forwarded as they came.
 
 mod client;
+mod cursors;
 mod gate;
 mod handle;
 mod lane;
@@ -122,6 +123,8 @@ pub struct ProxyOptions {
     pub destination: Option<Endpoint>,
     /// The side that answers at the start.
     pub active: Active,
+    /// The epoch at the start: the number of the latest switch.
+    pub epoch: u64,
     /// How long a command waits for a lost server before its client is closed.
     pub reconnect_wait: Duration,
 }

@@ -440,7 +440,7 @@ impl Session {
                     if spec.lane == Route::Shared
                         && !spec.may_block()
                         && !spec.is_container()
-                        && spec.switch != Switch::BringsScript
+                        && !matches!(spec.switch, Switch::BringsScript | Switch::Cursor(_))
                     {
                         count += 1;
                         at = end;

@@ -3,12 +3,15 @@
 use bytes::{Bytes, BytesMut};
 use std::rc::Rc;
 
+use super::cursors;
+use super::handle::side_of;
 use super::local;
 use super::pinned::Pinned;
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::upstream::{Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply};
 use super::worker::Worker;
-use crate::command::{self, Kind, Lane as Route, Pin};
+use crate::command::{self, Kind, Lane as Route, Pin, Switch};
+use crate::error::Error;
 use crate::resp::scan::{Frame, split_inline};
 use crate::resp::value::{self, Value};
 use crate::resp::write::{self, Proto};
@@ -28,6 +31,8 @@ pub(super) enum Outcome {
     Pinned(Result<Upstream, DialError>),
     /// The server's word on AUTH, SELECT or HELLO.
     Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError> },
+    /// The reply to a command of the SCAN family.
+    Scanned { reply: Result<Bytes, DialError>, discard: bool },
     /// An unknown command has been looked up.
     LookedUp,
 }
@@ -84,7 +89,12 @@ impl Session {
         let Some(spec) = spec else { return self.share(core, raw) };
         let (_, lane) = command::route(spec, args);
         match lane {
-            Route::Shared => self.share(core, raw),
+            Route::Shared => match spec.switch {
+                Switch::Cursor(at) if self.worker.epoch.get() > 0 && spec.name != "clusterscan" => {
+                    self.scan(core, args, usize::from(at))
+                }
+                _ => self.share(core, raw),
+            },
             Route::Refused => {
                 if self.inflight.get() > 0 {
                     return Step::Wait;
@@ -157,6 +167,31 @@ impl Session {
         Step::Wait
     }
 
+    /// A step of a scan, on a connection of its own for as long as it takes: its reply is changed.
+    fn scan(self: &Rc<Self>, core: &mut Core, args: &[&[u8]], at: usize) -> Step {
+        if self.inflight.get() > 0 {
+            return Step::Wait;
+        }
+        let epoch = self.worker.epoch.get();
+        let cursor = args.get(at).and_then(|cursor| cursors::for_server(cursor, epoch));
+        let cursor = cursor.map(|cursor| cursor.to_string());
+        let mut words = args.to_vec();
+        if let (Some(word), Some(cursor)) = (words.get_mut(at), &cursor) {
+            *word = cursor.as_bytes();
+        }
+        let mut command = BytesMut::new();
+        write::command(&mut command, &words);
+        let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
+        let worker = Rc::clone(&self.worker);
+        let discard = core.reply_mode != ReplyMode::On;
+        core.pending = Some(Box::pin(async move {
+            let reply = ask_aside(&worker, &key, &command).await;
+            let reply = reply.map(|reply| cursors::for_client(&reply, epoch).map_or(reply, Bytes::from));
+            Outcome::Scanned { reply, discard }
+        }));
+        Step::Done
+    }
+
     /// Asks the server whether it accepts this identity; its answer is the client's.
     pub(super) fn ask_identity(self: &Rc<Self>, core: &mut Core, identity: Identity, answer: Answer) -> Step {
         let key = Key { side: self.worker.active.get(), identity: identity.clone() };
@@ -175,6 +210,14 @@ impl Session {
         let quiet = core.reply_mode == ReplyMode::Off;
         match outcome {
             Outcome::LookedUp => {}
+            Outcome::Scanned { reply: Ok(reply), discard } => {
+                if reply.starts_with(b"-") {
+                    self.worker.count_errors(1);
+                }
+                if !discard {
+                    self.send(&reply);
+                }
+            }
             Outcome::Pinned(Ok(upstream)) => {
                 if upstream.key.side == self.worker.active.get() {
                     self.pin(core, upstream);
@@ -201,6 +244,7 @@ impl Session {
                 self.worker.give_pooled(upstream);
             }
             Outcome::Pinned(Err(DialError::Refused(line)))
+            | Outcome::Scanned { reply: Err(DialError::Refused(line)), .. }
             | Outcome::Identity { dialled: Err(DialError::Refused(line)), .. } => {
                 if !quiet {
                     self.send(&line);
@@ -208,6 +252,7 @@ impl Session {
                 self.worker.count_errors(1);
             }
             Outcome::Pinned(Err(DialError::Lost(error)))
+            | Outcome::Scanned { reply: Err(DialError::Lost(error)), .. }
             | Outcome::Identity { dialled: Err(DialError::Lost(error)), .. } => {
                 tracing::warn!(client = %self.entry.addr, "a client was closed, since its server stayed away: {error}");
                 self.closing.set(Closing::Now);
@@ -254,28 +299,46 @@ fn hello_reply(raw: &[u8], id: u64, proto: Proto) -> Option<Vec<u8>> {
 
 /// COMMAND INFO; a server that cannot be asked leaves the command unknown, and its error is the reply.
 async fn look_up(worker: &Worker, key: &Key, name: Vec<u8>) {
-    let upstream = match worker.take_pooled(key) {
-        Some(upstream) => Ok(upstream),
-        None => dial_patiently(worker.options(), key, false, worker.options().reconnect_wait).await,
+    let mut command = BytesMut::new();
+    write::command(&mut command, &[b"COMMAND".as_slice(), b"INFO", &name]);
+    let answer = ask_aside(worker, key, &command).await.ok();
+    let reply = answer.and_then(|answer| value::decode(&answer).ok().flatten());
+    let reply = reply.map_or_else(|| Value::Array(Vec::new()), |(value, _)| value);
+    worker.shared.unknown.learn(&name, &reply);
+}
+
+/// One command that changes nothing, and its reply, on a connection of the pool; once more on a new one if that broke.
+async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Result<Bytes, DialError> {
+    let wait = worker.options().reconnect_wait;
+    let pooled = worker.take_pooled(key);
+    let mut again = pooled.is_some();
+    let mut upstream = match pooled {
+        Some(upstream) => upstream,
+        None => dial_patiently(worker.options(), key, false, wait).await?,
     };
-    let mut reply = Value::Array(Vec::new());
-    if let Ok(mut upstream) = upstream {
-        let mut command = BytesMut::new();
-        write::command(&mut command, &[b"COMMAND".as_slice(), b"INFO", &name]);
+    loop {
         let mut buf = BytesMut::new();
         let answer: std::io::Result<Bytes> = async {
-            tokio::io::AsyncWriteExt::write_all(&mut upstream.stream, &command).await?;
+            tokio::io::AsyncWriteExt::write_all(&mut upstream.stream, command).await?;
+            tokio::io::AsyncWriteExt::flush(&mut upstream.stream).await?;
             read_reply(&mut upstream.stream, &mut buf).await
         }
         .await;
-        if let Ok(answer) = answer {
-            if let Ok(Some((value, _))) = value::decode(&answer) {
-                reply = value;
+        match answer {
+            Ok(answer) => {
+                worker.give_pooled(upstream);
+                return Ok(answer);
             }
-            worker.give_pooled(upstream);
+            Err(_) if again => {
+                again = false;
+                upstream = dial_patiently(worker.options(), key, false, wait).await?;
+            }
+            Err(cause) => {
+                let error = Error::passing(side_of(key.side), "the connection was lost").because(cause);
+                return Err(DialError::Lost(error));
+            }
         }
     }
-    worker.shared.unknown.learn(&name, &reply);
 }
 
 /// The credentials of `AUTH password` or `AUTH user password`.

@@ -42,7 +42,7 @@ pub(super) struct Worker {
     index: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) active: Cell<Active>,
-    /// Grows when `active` changes: sessions then look up their lane again.
+    /// The epoch of the switch that made `active` so. When it changes, sessions look up their lane again.
     pub(super) epoch: Cell<u64>,
     gate_closed: Cell<bool>,
     lanes: RefCell<HashMap<Key, Rc<Lane>>>,
@@ -255,8 +255,8 @@ async fn run(
     let worker = Rc::new(Worker {
         index,
         active: Cell::new(shared.options.active),
+        epoch: Cell::new(shared.options.epoch),
         shared,
-        epoch: Cell::new(1),
         gate_closed: Cell::new(false),
         lanes: RefCell::default(),
         pool: RefCell::default(),
@@ -286,8 +286,8 @@ async fn run(
             Request::Arm { active, deadline, answer } => {
                 let _ = answer.send(arm(&worker, active, deadline).await);
             }
-            Request::Open { active, answer } => {
-                let _ = answer.send(open(&worker, active));
+            Request::Open { active, epoch, answer } => {
+                let _ = answer.send(open(&worker, active, epoch));
             }
             Request::Shutdown { deadline, answer } => {
                 tcp.abort();
@@ -594,12 +594,12 @@ async fn arm(worker: &Rc<Worker>, active: Active, deadline: Instant) -> std::res
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
-fn open(worker: &Rc<Worker>, active: Active) -> OpenReport {
+fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenReport {
     let now = Instant::now();
     let mut report = OpenReport::default();
     if worker.active.get() != active {
         worker.active.set(active);
-        worker.epoch.set(worker.epoch.get() + 1);
+        worker.epoch.set(epoch);
     }
     worker.gate_closed.set(false);
     let stale: Vec<_> =

@@ -1,5 +1,6 @@
 //! H37: EVALSHA goes on behind a switch, for every way in which a script can have come.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -84,4 +85,101 @@ async fn h37_scripts_that_come_during_a_switch_are_carried_too() {
     for client in clients {
         client.await.unwrap();
     }
+}
+
+/// A scan that goes step by step over several connections, as a pool sends it.
+struct Scan {
+    command: Vec<&'static str>,
+    cursor: String,
+    found: HashSet<Vec<u8>>,
+    /// Elements per name: a hash and a sorted set give pairs.
+    width: usize,
+    done: bool,
+}
+
+impl Scan {
+    fn new(command: &[&'static str], width: usize) -> Self {
+        Self { command: command.to_vec(), cursor: "0".into(), found: HashSet::new(), width, done: false }
+    }
+
+    async fn step(&mut self, client: &mut Connection) {
+        if self.done {
+            return;
+        }
+        let mut words = self.command.clone();
+        words.extend([self.cursor.as_str(), "COUNT", "20"]);
+        let reply = client.must(&words).await.unwrap();
+        self.cursor = String::from_utf8(reply.items()[0].bytes().unwrap().to_vec()).unwrap();
+        let elements = reply.items()[1].items();
+        self.found.extend(elements.chunks(self.width).map(|some| some[0].bytes().unwrap().to_vec()));
+        self.done = self.cursor == "0";
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h37_a_scan_that_was_begun_before_a_switch_leaves_nothing_out() {
+    const NAMES: usize = 2000;
+    let mut lab = Setup::new().build().await;
+    let address = lab.gateway.address();
+    let mut client = Connection::open(&address).await.unwrap();
+    for n in 0..NAMES {
+        let (name, number) = (format!("name:{n}"), n.to_string());
+        for command in [
+            &["SET", &name, &number][..],
+            &["HSET", "hash", &name, &number],
+            &["SADD", "set", &name],
+            &["ZADD", "zset", &number, &name],
+        ] {
+            client.must(command).await.unwrap();
+        }
+    }
+    lab.mirror().await;
+    let mut pool = Vec::new();
+    for _ in 0..3 {
+        pool.push(Connection::open(&address).await.unwrap());
+    }
+    // In the middle of a scan: a cutover; a rollback; a cutover and a restart of the gateway; none.
+    for turn in 0..4 {
+        let mut scans = [
+            Scan::new(&["SCAN"], 1),
+            Scan::new(&["HSCAN", "hash"], 2),
+            Scan::new(&["SSCAN", "set"], 1),
+            Scan::new(&["ZSCAN", "zset"], 2),
+        ];
+        let mut steps = 0;
+        while scans.iter().any(|scan| !scan.done) {
+            for scan in &mut scans {
+                scan.step(&mut pool[steps % 3]).await;
+            }
+            steps += 1;
+            assert!(steps < 10 * NAMES / 20, "the scan does not come to an end");
+            if steps == 40 {
+                assert!(scans.iter().all(|scan| !scan.done), "in the middle");
+                match turn {
+                    0 => drop(lab.cutover().await),
+                    1 => drop(lab.rollback().await),
+                    2 => {
+                        lab.cutover().await;
+                        lab.gateway.restart().await.unwrap();
+                        for connection in &mut pool {
+                            *connection = Connection::open(&address).await.unwrap();
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        for scan in &scans {
+            let missing: Vec<_> =
+                (0..NAMES).filter(|n| !scan.found.contains(format!("name:{n}").as_bytes())).collect();
+            assert!(missing.is_empty(), "turn {turn}, {:?}: {} left out", scan.command, missing.len());
+        }
+        if turn == 3 {
+            let wanted = steps;
+            assert!(wanted < 2 * NAMES / 20, "without a switch nothing begins anew: {wanted} steps");
+        }
+    }
+    // Replies of other kinds pass as they are.
+    let reply = pool[0].call(&["HSCAN", "name:1", "0"]).await.unwrap();
+    assert!(matches!(&reply, Reply::Error(_)), "{reply:?}");
 }
