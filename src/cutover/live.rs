@@ -14,7 +14,7 @@ use crate::migration::cell::{Line, StartPosition};
 use crate::migration::record::{self, Store};
 use crate::migration::status::{ActiveSide, SwitchKind};
 use crate::mirror::{Mirror, MirrorOptions, MirrorState, Stage};
-use crate::proxy::{Active, Proxy};
+use crate::proxy::{Active, Busy, Proxy};
 use crate::resp::write;
 use crate::server::{Client, Endpoint, Info};
 
@@ -92,16 +92,21 @@ impl Live {
     /// When a server cannot be reached.
     pub async fn facts(&mut self, verification: Verification) -> Result<Facts> {
         let epoch = self.store.line().epoch.to_string();
-        self.connect().await?;
+        if let Err(error) = self.connect().await {
+            return Err(if error.side == self.from.side {
+                unanswered(error, &self.proxy).await
+            } else {
+                error
+            });
+        }
         let fence = self.open.fence.as_ref().and_then(Fence::name);
         let (Some(from_client), Some(to_client)) = (&mut self.open.from, &mut self.open.to) else {
             return Err(Error::new(Side::Gateway, "no connection"));
         };
-        let info = everything(from_client).await.map_err(|error| {
-            Error::passing(error.side, "the active server does not answer").because(error).remedy(
-                "it may be busy with a long command (CLIENT LIST and SLOWLOG name it); try again when that has ended",
-            )
-        })?;
+        let info = match everything(from_client).await {
+            Ok(info) => info,
+            Err(error) => return Err(unanswered(error, &self.proxy).await),
+        };
         let mut from = ServerFacts::read(&info);
         from.fence = fence;
         let mut to = ServerFacts::read(&everything(to_client).await?);
@@ -417,6 +422,19 @@ impl Parts for Live {
         }
         self.forget_fence();
     }
+}
+
+/// The active server does not answer: what it may be busy with.
+async fn unanswered(error: Error, proxy: &Proxy) -> Error {
+    let mut busy = proxy.busy().await;
+    busy.retain(|busy| busy.age >= Duration::from_millis(500));
+    let message = match Busy::name(&busy) {
+        Some(named) => format!("the active server does not answer; waiting for it: {named}"),
+        None => "the active server does not answer".to_owned(),
+    };
+    Error::passing(error.side, message).because(error).remedy(
+        "it may be busy with a long command (SLOWLOG names it afterwards, SCRIPT KILL ends a script); try again then",
+    )
 }
 
 /// What the mirror's state means for a switch.

@@ -13,11 +13,13 @@
 //! command of any client is being executed anywhere. `arm` is answered by all before `open_gate` goes to any:
 //! a subscriber on one worker stands on the new side before a publisher on another may publish there.
 
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::Active;
+use crate::command::{self, Kind, flags};
 
 /// What `prepare` did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,10 +48,47 @@ pub struct OpenReport {
     pub max_hold: Duration,
 }
 
+/// A command in flight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Busy {
+    /// The command that its client sent last, in lower case.
+    pub command: &'static str,
+    /// Address and id of the client.
+    pub client: String,
+    /// How long it has been in flight, to a tenth of a second.
+    pub age: Duration,
+}
+
+impl Busy {
+    /// The likeliest to hold up a server first: scripts, then what takes more than constant time, each by age. Which
+    /// one a server is busy with only the server knows, and it does not answer.
+    pub(super) fn sort(all: &mut [Busy]) {
+        all.sort_by_cached_key(|busy| {
+            let rank = match command::lookup(busy.command.as_bytes()) {
+                Some(spec) if spec.kind == Kind::Script => 0,
+                Some(spec) if spec.kind == Kind::Transaction || spec.has(flags::FAST) => 2,
+                _ => 1,
+            };
+            (rank, Reverse(busy.age))
+        });
+    }
+
+    /// Up to five of them, for a person; `None` when there is none.
+    pub fn name(all: &[Busy]) -> Option<String> {
+        let named = all.iter().take(5).map(|busy| {
+            let (command, age) = (busy.command.to_ascii_uppercase(), busy.age.as_secs_f64());
+            format!("{command} of client {}, in flight for {age:.1} s", busy.client)
+        });
+        let named: Vec<String> = named.collect();
+        (!named.is_empty()).then(|| named.join("; "))
+    }
+}
+
 /// A request to one worker; dropped senders mean that the worker is gone.
 #[derive(Debug)]
 pub(super) enum Request {
     Prepare { to: Active, deadline: Instant, answer: oneshot::Sender<Result<PrepareReport, String>> },
+    Busy { answer: oneshot::Sender<Vec<Busy>> },
     Close { answer: oneshot::Sender<()> },
     Drain { deadline: Instant, answer: oneshot::Sender<Result<DrainReport, String>> },
     Arm { active: Active, deadline: Instant, answer: oneshot::Sender<Result<(), String>> },

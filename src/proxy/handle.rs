@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::gate::{DrainReport, OpenReport, PrepareReport, Request};
+use super::gate::{Busy, DrainReport, OpenReport, PrepareReport, Request};
 use super::registry::Registry;
 use super::scripts::Scripts;
 use super::worker;
@@ -144,6 +144,15 @@ impl Proxy {
         Ok(sum)
     }
 
+    /// Commands in flight, the likeliest to hold up a server first: what an active server that does not answer is busy
+    /// with, if it came through the gateway.
+    pub async fn busy(&self) -> Vec<Busy> {
+        let answers = self.ask(|answer| Request::Busy { answer }).await.unwrap_or_default();
+        let mut all: Vec<Busy> = answers.into_iter().flatten().collect();
+        Busy::sort(&mut all);
+        all
+    }
+
     /// Closes the gate: when it returns no worker hands out another command.
     ///
     /// # Errors
@@ -160,7 +169,13 @@ impl Proxy {
         let answers = self.ask(|answer| Request::Drain { deadline, answer }).await?;
         let mut sum = DrainReport::default();
         for answer in answers {
-            let report = answer.map_err(|text| Error::passing(Side::Client, text))?;
+            let report = match answer {
+                Ok(report) => report,
+                Err(text) => {
+                    let named = Busy::name(&self.busy().await).unwrap_or_default();
+                    return Err(Error::passing(Side::Client, format!("{text}: {named}")));
+                }
+            };
             sum.recalled += report.recalled;
             sum.transactions += report.transactions;
         }

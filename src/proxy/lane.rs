@@ -74,6 +74,8 @@ pub(super) struct Lane {
     /// About the shortest time from a batch to its first reply.
     answer_time: Cell<Duration>,
     waker: RefCell<Option<Waker>>,
+    /// When a reply came last, or the first command after a rest was sent, by the worker's clock.
+    moved: Cell<u64>,
     scheduled: Cell<bool>,
     up: Cell<bool>,
     retired: Cell<bool>,
@@ -99,6 +101,7 @@ impl Lane {
             batch_sent: Cell::new(None),
             answer_time: Cell::new(Duration::ZERO),
             waker: RefCell::new(None),
+            moved: Cell::new(0),
             scheduled: Cell::new(false),
             up: Cell::new(false),
             retired: Cell::new(false),
@@ -196,9 +199,11 @@ impl Lane {
         self.up.get()
     }
 
-    /// Who waits for the reply that comes next.
-    pub(super) fn busy_with(&self) -> Option<Rc<Session>> {
-        self.fifo.borrow().front().map(|entry| Rc::clone(&entry.session))
+    /// Who waits for replies, and since when by the worker's clock. A server may answer a whole batch at its end, so any
+    /// of them can be the one that takes long.
+    pub(super) fn busy_with(&self) -> (Vec<Rc<Session>>, u64) {
+        let sessions = self.fifo.borrow().iter().map(|entry| Rc::clone(&entry.session)).collect();
+        (sessions, self.moved.get())
     }
 
     /// Ends the lane once everything has been answered.
@@ -232,12 +237,12 @@ impl Lane {
                 *waker = Some(cx.waker().clone());
             }
         }
-        if let Poll::Ready(reason) = self.write(cx, io) {
+        if let Poll::Ready(reason) = self.write(cx, io, worker) {
             return Poll::Ready(reason);
         }
         let mut outcome = self.read(cx, io, worker);
         if outcome.is_pending() && !self.out.borrow().is_empty() {
-            outcome = self.write(cx, io);
+            outcome = self.write(cx, io, worker);
         }
         worker.flush_dirty();
         if worker.gate_closed() && self.is_idle() {
@@ -249,7 +254,7 @@ impl Lane {
         outcome
     }
 
-    fn write(&self, cx: &mut Context<'_>, io: &mut Io) -> Poll<String> {
+    fn write(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) -> Poll<String> {
         if self.waits_for_answers() {
             return Poll::Pending;
         }
@@ -257,6 +262,7 @@ impl Lane {
         if !out.is_empty() && self.batch_end.get() < self.appended.get() {
             if self.front_start.get() >= self.batch_end.get() {
                 self.batch_sent.set(Some(Instant::now()));
+                self.moved.set(worker.clock());
             }
             self.batch_end.set(self.appended.get());
         }
@@ -310,6 +316,7 @@ impl Lane {
                         return Poll::Ready("the server closed the connection".into());
                     }
                     self.note_answer();
+                    self.moved.set(worker.clock());
                     let have = io.held + got;
                     if let Err(reason) = self.deliver(io, have, worker) {
                         return Poll::Ready(reason);

@@ -38,7 +38,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use gate::{DrainReport, OpenReport, PrepareReport};
+pub use gate::{Busy, DrainReport, OpenReport, PrepareReport};
 pub use handle::{Proxy, ProxyStats};
 
 use crate::server::Endpoint;

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 
 use super::client::ClientStream;
-use super::gate::{DrainReport, OpenReport, PrepareReport, Request};
+use super::gate::{Busy, DrainReport, OpenReport, PrepareReport, Request};
 use super::handle::{Counters, Shared};
 use super::lane::Lane;
 use super::registry::ClientEntry;
@@ -107,6 +107,12 @@ impl Worker {
     pub(super) fn clock_ms(&self, entry: &ClientEntry) -> u64 {
         let came = entry.since.saturating_duration_since(self.started).as_millis() as u64;
         self.clock.get().saturating_sub(came)
+    }
+
+    /// Milliseconds since the worker began, ten ticks a second.
+    #[inline]
+    pub(super) fn clock(&self) -> u64 {
+        self.clock.get()
     }
 
     /// The lane of an identity; opened when there is none.
@@ -275,6 +281,9 @@ async fn run(
         match request {
             Request::Prepare { to, deadline, answer } => {
                 let _ = answer.send(prepare(&worker, to, deadline).await);
+            }
+            Request::Busy { answer } => {
+                let _ = answer.send(busy(&worker));
             }
             Request::Close { answer } => {
                 worker.gate_closed.set(true);
@@ -534,7 +543,7 @@ async fn drain(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<Dr
             }
         }
         if tokio::time::Instant::now() >= deadline {
-            return Err(busy(worker));
+            return Err("commands did not finish in time".into());
         }
         // A blocking command may have reached the server after its recall did: asked again.
         ids = worker.all_sessions().iter().filter_map(|session| session.still_blocked()).collect();
@@ -550,19 +559,28 @@ fn is_drained(worker: &Worker) -> bool {
             .all(|session| session.closing.get() == Closing::Now || session.is_quiet())
 }
 
-/// Who keeps the drain from ending.
-fn busy(worker: &Worker) -> String {
-    let lane = worker.lanes.borrow().values().find_map(|lane| lane.busy_with());
-    let session = lane.or_else(|| worker.all_sessions().into_iter().find(|session| !session.is_quiet()));
-    match session {
-        Some(session) => format!(
-            "the command {} of client {} (id {}) did not finish in time",
-            session.last.get().to_ascii_uppercase(),
-            session.entry.addr,
-            session.entry.id
-        ),
-        None => "a command did not finish in time".into(),
-    }
+/// Commands in flight, the likeliest to hold up a server first. Blocked ones are not meant: they wait for others, not
+/// others for them.
+fn busy(worker: &Worker) -> Vec<Busy> {
+    let lanes: Vec<_> = worker.lanes.borrow().values().map(|lane| lane.busy_with()).collect();
+    let lanes = lanes
+        .into_iter()
+        .flat_map(|(sessions, since)| sessions.into_iter().map(move |session| (session, since)));
+    let own = worker.all_sessions().into_iter().filter(|session| session.has_pinned() && !session.is_quiet());
+    let own = own.map(|session| {
+        let came = session.entry.since.saturating_duration_since(worker.started).as_millis() as u64;
+        let since = came + session.entry.last_active.load(Ordering::Relaxed);
+        (session, since)
+    });
+    let now = worker.started.elapsed().as_millis() as u64;
+    let all = lanes.chain(own).map(|(session, since)| Busy {
+        command: session.last.get(),
+        client: format!("{} (id {})", session.entry.addr, session.entry.id),
+        age: Duration::from_millis(now.saturating_sub(since)),
+    });
+    let mut all: Vec<Busy> = all.collect();
+    Busy::sort(&mut all);
+    all
 }
 
 async fn arm(worker: &Rc<Worker>, active: Active, deadline: Instant) -> std::result::Result<(), String> {

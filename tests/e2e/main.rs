@@ -18,6 +18,7 @@ mod h05_pubsub;
 mod h09_source_away;
 mod h13_crashes;
 mod h30_switches;
+mod h34_long_commands;
 mod h35_switch_faults;
 mod h36_h40_switch;
 mod h37_scripts_cursors;
