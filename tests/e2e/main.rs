@@ -15,6 +15,7 @@ mod h01_protocol;
 mod h03_transactions;
 mod h04_blocking;
 mod h05_pubsub;
+mod h08_slow_clients;
 mod h09_source_away;
 mod h13_crashes;
 mod h30_switches;
