@@ -159,6 +159,11 @@ impl Worker {
         }
     }
 
+    /// A connection that a switch will take: as many as sessions need, whatever the pool keeps otherwise.
+    fn stock(&self, upstream: Upstream) {
+        self.pool.borrow_mut().entry(upstream.key.clone()).or_default().push(upstream);
+    }
+
     /// Writes what lanes have delivered.
     pub(super) fn flush_dirty(&self) {
         loop {
@@ -468,7 +473,7 @@ async fn prepare(
     for (key, count) in wanted {
         pinned += count;
         let have = worker.pool.borrow().get(&key).map_or(0, Vec::len);
-        missing.extend(std::iter::repeat_n(key, count.min(POOL).saturating_sub(have)));
+        missing.extend(std::iter::repeat_n(key, count.saturating_sub(have)));
     }
     for some in missing.chunks(DIALS) {
         let dials = some.iter().map(|key| dial(worker.options(), key, false));
@@ -476,7 +481,7 @@ async fn prepare(
             .await
             .map_err(|_| format!("connections to the {to} did not open in time"))?;
         for upstream in all {
-            worker.give_pooled(upstream.map_err(|error| error.to_string())?);
+            worker.stock(upstream.map_err(|error| error.to_string())?);
         }
     }
     open_recaller(worker, here).await?;
@@ -625,7 +630,10 @@ fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenReport {
     for lane in stale {
         lane.retire();
     }
-    worker.pool.borrow_mut().retain(|key, _| key.side == active);
+    worker.pool.borrow_mut().retain(|key, idle| {
+        idle.truncate(POOL);
+        key.side == active
+    });
     worker.recaller.borrow_mut().take();
     for session in worker.all_sessions() {
         if let Some((held, commands)) = session.take_hold(now) {

@@ -19,6 +19,7 @@ mod h08_slow_clients;
 mod h09_source_away;
 mod h13_crashes;
 mod h30_switches;
+mod h31_blocked;
 mod h34_long_commands;
 mod h35_switch_faults;
 mod h36_h40_switch;

@@ -1,0 +1,159 @@
+//! H31: hundreds of clients that wait at the server while clients are switched to and fro.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossfade::cli::demo::connection::{Connection, Reply};
+use tokio::task::JoinSet;
+
+use crate::support::{Setup, eventually};
+
+const QUEUES: usize = 20;
+const STREAMS: usize = 5;
+
+/// What all waiting clients share.
+#[derive(Default)]
+struct Shared {
+    /// No more elements come.
+    ending: AtomicBool,
+    taken: AtomicU64,
+}
+
+/// How a client waits.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Pop,
+    Move,
+    Group,
+}
+
+fn words(way: Way, number: usize) -> Vec<String> {
+    let (queue, stream) = (number / 5 % QUEUES, number / 5 % STREAMS);
+    let words = match way {
+        Way::Pop => format!("BLPOP pop:{queue} 2"),
+        Way::Move => format!("BLMOVE move:{queue} moved:{number} LEFT RIGHT 2"),
+        Way::Group => {
+            format!("XREADGROUP GROUP g c{number} COUNT 1 BLOCK 2000 NOACK STREAMS stream:{stream} >")
+        }
+    };
+    words.split(' ').map(str::to_owned).collect()
+}
+
+fn text(reply: &Reply) -> String {
+    String::from_utf8_lossy(reply.bytes().unwrap_or_default()).into_owned()
+}
+
+/// Waits again and again; answers what it was given, in order, and the worst error of a timeout.
+async fn wait(address: String, way: Way, number: usize, shared: Arc<Shared>) -> (Vec<String>, Duration) {
+    let mut client = Connection::open(&address).await.unwrap();
+    let (mut got, mut worst) = (Vec::new(), Duration::ZERO);
+    let words = words(way, number);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    loop {
+        let ending = shared.ending.load(Ordering::Relaxed);
+        let asked = Instant::now();
+        let reply = client.must(&words).await.unwrap();
+        let element = match way {
+            Way::Pop => reply.items().get(1).map(text),
+            Way::Move => reply.bytes().map(|_| text(&reply)),
+            Way::Group => reply.items().first().map(|stream| {
+                let entry = &stream.items()[1].items()[0];
+                text(&entry.items()[1].items()[1])
+            }),
+        };
+        match element {
+            Some(element) => {
+                got.push(element);
+                shared.taken.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {
+                worst = worst.max(asked.elapsed().abs_diff(Duration::from_secs(2)));
+                if ending {
+                    return (got, worst);
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h31_500_blocked_clients_get_each_element_once() {
+    let mut lab = Setup::new().build().await;
+    let address = lab.gateway.address();
+    let mut producer = Connection::open(&address).await.unwrap();
+    for stream in 0..STREAMS {
+        producer
+            .must(&["XGROUP", "CREATE", &format!("stream:{stream}"), "g", "$", "MKSTREAM"])
+            .await
+            .unwrap();
+    }
+    lab.mirror().await;
+    let shared = Arc::new(Shared::default());
+    let mut waiting = JoinSet::new();
+    for number in 0..500 {
+        let way = [Way::Pop, Way::Pop, Way::Move, Way::Group, Way::Group][number % 5];
+        let (address, shared) = (address.clone(), Arc::clone(&shared));
+        waiting.spawn(async move { (way, number, wait(address, way, number, shared).await) });
+    }
+    eventually("all of them wait", async || {
+        let blocked: usize = lab.source.info("blocked_clients").await.unwrap().parse().unwrap();
+        blocked >= 500
+    })
+    .await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let producing = tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move {
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let element = n.to_string();
+                let (queue, stream) = (n / 3 % QUEUES, n / 3 % STREAMS);
+                let (pop, to_move) = (format!("pop:{queue}"), format!("move:{queue}"));
+                let stream = format!("stream:{stream}");
+                match n % 3 {
+                    0 => producer.must(&["RPUSH", &pop, &element]).await.unwrap(),
+                    1 => producer.must(&["RPUSH", &to_move, &element]).await.unwrap(),
+                    _ => producer.must(&["XADD", &stream, "*", "n", &element]).await.unwrap(),
+                };
+                n += 1;
+            }
+            n
+        }
+    });
+    let mut holds = Vec::new();
+    for turn in 0..10 {
+        let more = shared.taken.load(Ordering::Relaxed) + 200;
+        eventually("more elements", async || shared.taken.load(Ordering::Relaxed) >= more).await;
+        let entry = if turn % 2 == 0 { lab.cutover().await } else { lab.rollback().await };
+        holds.push(entry["max_hold_ms"].as_f64().unwrap());
+    }
+    stop.store(true, Ordering::Relaxed);
+    let produced = producing.await.unwrap();
+    eventually("everything is taken", async || shared.taken.load(Ordering::Relaxed) >= produced as u64).await;
+    shared.ending.store(true, Ordering::Relaxed);
+
+    let (mut seen, mut worst) = (HashMap::<String, usize>::new(), Duration::ZERO);
+    let mut active = Connection::open(&address).await.unwrap();
+    while let Some(ended) = waiting.join_next().await {
+        let (way, number, (got, late)) = ended.unwrap();
+        worst = worst.max(late);
+        for element in &got {
+            *seen.entry(element.clone()).or_default() += 1;
+        }
+        if matches!(way, Way::Move) {
+            let moved = active.must(&["LRANGE", &format!("moved:{number}"), "0", "-1"]).await.unwrap();
+            let moved: Vec<String> = moved.items().iter().map(text).collect();
+            assert_eq!(moved, got, "what client {number} was told is what was moved");
+        }
+    }
+    let wrong: Vec<_> = (0..produced).filter(|n| seen.get(&n.to_string()) != Some(&1)).collect();
+    assert!(wrong.is_empty(), "{} of {produced} not exactly once: {wrong:?}", wrong.len());
+    assert_eq!(seen.len(), produced);
+    eprintln!("{produced} elements; holds {holds:.1?} ms; timeouts off by at most {worst:?}");
+    assert!(
+        worst < Duration::from_millis(250),
+        "timeouts end on time, on a machine that does other things too: {worst:?}"
+    );
+}
