@@ -43,6 +43,7 @@ pub mod batch;
 pub mod decode;
 pub mod expiry;
 pub mod link;
+mod load;
 pub mod notes;
 mod position;
 mod run;

@@ -1,5 +1,5 @@
-//! The task behind a [`Mirror`](super::Mirror): where to begin, the load of a snapshot, retries, and what becomes of
-//! errors. Applying the stream is [`super::apply`], following it before a switch is [`super::standby`].
+//! The task behind a [`Mirror`](super::Mirror): where to begin, retries, and what becomes of errors. Loading a snapshot
+//! is [`super::load`], applying the stream [`super::apply`], following it before a switch [`super::standby`].
 //!
 //! ```text
 //!            position on `to`                                begins with
@@ -25,21 +25,19 @@ use super::link::{self, Found, Opened};
 use super::notes::Notes;
 use super::position::lineage;
 use super::{
-    Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution, SnapshotProgress,
-    Stage, Start, Trouble,
+    Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution, Stage, Start,
+    Trouble,
 };
-use crate::backfill::{self, LoadOptions, Progress};
 use crate::config::OnExistingKey;
 use crate::error::{Error, Result, Side};
 use crate::replication::{
-    Journal, Link as ReceiverLink, ReceiveFrom, Receiver, ReceiverHandle, ReceiverOptions, SnapshotInfo,
+    Journal, Link as ReceiverLink, ReceiveFrom, Receiver, ReceiverHandle, ReceiverOptions,
 };
 use crate::resp::value::Value;
-use crate::resp::write;
 use crate::server::Client;
 
 /// For connecting to the destination, and for single questions.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the state is published when nothing changes.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 /// The first and the longest wait between attempts.
@@ -370,11 +368,11 @@ impl Task {
     }
 
     /// Writes the position key.
-    async fn mark(&self, client: &mut Client, reach: Reach) -> Result<()> {
+    pub(super) async fn mark(&self, client: &mut Client, reach: Reach) -> Result<()> {
         client.command(&["SET", POSITION_KEY, &self.mark_text(reach)]).await.map(drop)
     }
 
-    fn mark_text(&self, reach: Reach) -> String {
+    pub(super) fn mark_text(&self, reach: Reach) -> String {
         Mark { id: self.options.id.clone(), direction: self.options.direction, reach }.to_string()
     }
 
@@ -408,7 +406,7 @@ impl Task {
     }
 
     /// Asks for a snapshot; answers the generation that it will have.
-    async fn full_sync(&mut self) -> u64 {
+    pub(super) async fn full_sync(&mut self) -> u64 {
         let generation = self.journal.generation() + 1;
         self.applied.send_replace(0);
         self.replace_receiver(ReceiveFrom::FullSync).await;
@@ -424,7 +422,7 @@ impl Task {
     }
 
     /// Opens the connection to the destination, for as long as the retry window allows.
-    async fn open(&mut self) -> Step<Opened> {
+    pub(super) async fn open(&mut self) -> Step<Opened> {
         loop {
             let cancel = self.cancel.clone();
             let opening = link::open(&self.options.to, &self.options.id, self.options.direction, TIMEOUT);
@@ -519,152 +517,6 @@ impl Task {
             let _ = reply.send(resolved);
             if done {
                 return Ok(());
-            }
-        }
-    }
-
-    /// Loads the snapshot of a generation, or of a later one; answers the position behind it.
-    async fn load(&mut self, client: &mut Client, mut generation: u64, mut flush: bool) -> Step<Position> {
-        let begun = Instant::now();
-        self.state.snapshot = SnapshotProgress::default();
-        loop {
-            self.stage(Stage::Snapshot);
-            let info = self.await_snapshot(generation).await?;
-            flush |= info.generation != generation;
-            generation = info.generation;
-            match self.load_once(client, &info, flush, begun).await {
-                Ok(()) => {
-                    let position = Position {
-                        replid: info.replid.unwrap_or_else(|| "?".into()),
-                        offset: info.offset,
-                        db: 0,
-                    };
-                    self.mark(client, Reach::At(position.clone())).await?;
-                    self.notes.set_begun(Some(&position.to_string()))?;
-                    self.notes.set_padded(true)?;
-                    self.recovered();
-                    self.applied.send_replace(position.offset);
-                    self.state.snapshot.seconds = begun.elapsed().as_secs_f64();
-                    tracing::info!(
-                        keys = self.state.snapshot.keys_loaded,
-                        seconds = self.state.snapshot.seconds,
-                        "the snapshot is loaded"
-                    );
-                    return Ok(position);
-                }
-                Err(End::Failed(error)) => {
-                    self.wait_out(error, self.options.retry.connection).await?;
-                    if self.journal.snapshot().is_none_or(|now| now.generation != generation) {
-                        flush = true;
-                    } else if !self.snapshot_arrives() {
-                        generation += 1;
-                        flush = true;
-                    }
-                    *client = self.open().await?.client;
-                }
-                Err(End::Stopped) => return Err(End::Stopped),
-            }
-        }
-    }
-
-    /// Whether the snapshot in the journal is whole, or will be.
-    fn snapshot_arrives(&self) -> bool {
-        let receiving = self.receiver.as_ref().map(|receiver| receiver.state.borrow().link.clone());
-        self.journal.snapshot().is_some_and(|info| info.complete)
-            || matches!(receiving, Some(ReceiverLink::Snapshot { .. } | ReceiverLink::Streaming))
-    }
-
-    /// Waits until a snapshot of that generation, or of a later one, is there or arriving.
-    async fn await_snapshot(&mut self, generation: u64) -> Step<SnapshotInfo> {
-        loop {
-            if let Some(info) = self.journal.snapshot().filter(|info| info.generation >= generation) {
-                return Ok(info);
-            }
-            let Some(receiver) = &mut self.receiver else {
-                self.full_sync().await;
-                continue;
-            };
-            let link = receiver.state.borrow_and_update().link.clone();
-            self.note_receiver(&link)?;
-            self.publish();
-            let Some(receiver) = &mut self.receiver else { continue };
-            tokio::select! {
-                () = self.cancel.cancelled() => return Err(End::Stopped),
-                changed = receiver.state.changed() => if changed.is_err() { self.receiver = None },
-                Some(request) = self.requests.recv() => refuse(request, "the mirror is waiting for the snapshot"),
-                () = tokio::time::sleep(TICK) => {}
-            }
-        }
-    }
-
-    async fn load_once(
-        &mut self,
-        client: &mut Client,
-        info: &SnapshotInfo,
-        flush: bool,
-        begun: Instant,
-    ) -> Step<()> {
-        let loading = self.mark_text(Reach::Loading { generation: info.generation });
-        if flush && self.options.on_existing_key == OnExistingKey::Keep {
-            tracing::warn!(
-                "a new snapshot is loaded over the old data: keys that are gone from the source stay"
-            );
-        }
-        if flush && self.options.on_existing_key != OnExistingKey::Keep {
-            tracing::warn!(side = %self.options.to.side, "the source made us take a new snapshot: the destination is emptied for it");
-            let mut out = Vec::new();
-            write::command(&mut out, &["MULTI"]);
-            write::command(&mut out, &["FLUSHALL"]);
-            write::command(&mut out, &["SET", POSITION_KEY, &loading]);
-            for (key, value) in &self.options.own_keys {
-                write::command(&mut out, &[&b"SET"[..], key.as_bytes(), value]);
-            }
-            write::command(&mut out, &["EXEC"]);
-            client.set_timeout(Duration::from_secs(60));
-            let replies = client.pipeline(&out, 4 + self.options.own_keys.len()).await;
-            client.set_timeout(TIMEOUT);
-            if let Some(text) = replies?.iter().find_map(Value::error) {
-                let error = if crate::server::passes(&text) { Error::passing } else { Error::new };
-                return Err(error(self.options.to.side, format!("FLUSHALL was refused: {text}")).into());
-            }
-        } else {
-            client.command(&["SET", POSITION_KEY, &loading]).await?;
-        }
-        let reader = self.journal.snapshot_reader()?;
-        let progress = Arc::new(Progress::default());
-        if let Some(expected) = info.expected {
-            progress.set_bytes_expected(expected);
-        }
-        let options = LoadOptions {
-            connections: self.options.load_connections,
-            existing: self.options.on_existing_key,
-            ..LoadOptions::new(self.options.to.clone())
-        };
-        let load = backfill::load(reader, options, Arc::clone(&progress), self.cancel.child_token());
-        tokio::pin!(load);
-        loop {
-            let outcome = tokio::select! {
-                outcome = &mut load => Some(outcome),
-                Some(request) = self.requests.recv() => {
-                    refuse(request, "the mirror is loading the snapshot");
-                    continue;
-                }
-                () = tokio::time::sleep(TICK) => None,
-            };
-            let view = progress.view();
-            self.state.snapshot = SnapshotProgress {
-                keys_loaded: view.keys_loaded,
-                keys_expected: view.keys_expected,
-                bytes_read: view.bytes_read,
-                bytes_expected: view.bytes_expected,
-                seconds: begun.elapsed().as_secs_f64(),
-            };
-            self.publish();
-            match outcome {
-                None => {}
-                Some(_) if self.cancel.is_cancelled() => return Err(End::Stopped),
-                Some(Ok(_)) => return Ok(()),
-                Some(Err(error)) => return Err(error.into()),
             }
         }
     }

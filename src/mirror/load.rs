@@ -1,0 +1,176 @@
+//! The load of a snapshot from the journal into the destination.
+//!
+//! Before the first key the destination gets the mark `loading` with the snapshot's generation; behind the last key
+//! the mark becomes the position at which the snapshot was taken. A load that breaks off in between begins again with
+//! the same snapshot while the journal has it, or will have it, whole; else with the next one.
+//!
+//! Whatever is not the first snapshot loaded finds keys that may be gone from the source: the destination is emptied
+//! for it, in one transaction with the mark and the gateway's own keys, unless `on_existing_key = "keep"` forbids that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::run::{End, Step, TICK, TIMEOUT, Task, refuse};
+use super::{POSITION_KEY, Position, Reach, SnapshotProgress, Stage};
+use crate::backfill::{self, LoadOptions, Progress};
+use crate::config::OnExistingKey;
+use crate::error::Error;
+use crate::replication::{Link as ReceiverLink, SnapshotInfo};
+use crate::resp::value::Value;
+use crate::resp::write;
+use crate::server::Client;
+
+impl Task {
+    /// Loads the snapshot of a generation, or of a later one; answers the position behind it.
+    pub(super) async fn load(
+        &mut self,
+        client: &mut Client,
+        mut generation: u64,
+        mut flush: bool,
+    ) -> Step<Position> {
+        let begun = Instant::now();
+        self.state.snapshot = SnapshotProgress::default();
+        loop {
+            self.stage(Stage::Snapshot);
+            let info = self.await_snapshot(generation).await?;
+            flush |= info.generation != generation;
+            generation = info.generation;
+            match self.load_once(client, &info, flush, begun).await {
+                Ok(()) => {
+                    let position = Position {
+                        replid: info.replid.unwrap_or_else(|| "?".into()),
+                        offset: info.offset,
+                        db: 0,
+                    };
+                    self.mark(client, Reach::At(position.clone())).await?;
+                    self.notes.set_begun(Some(&position.to_string()))?;
+                    self.notes.set_padded(true)?;
+                    self.recovered();
+                    self.applied.send_replace(position.offset);
+                    self.state.snapshot.seconds = begun.elapsed().as_secs_f64();
+                    tracing::info!(
+                        keys = self.state.snapshot.keys_loaded,
+                        seconds = self.state.snapshot.seconds,
+                        "the snapshot is loaded"
+                    );
+                    return Ok(position);
+                }
+                Err(End::Failed(error)) => {
+                    self.wait_out(error, self.options.retry.connection).await?;
+                    if self.journal.snapshot().is_none_or(|now| now.generation != generation) {
+                        flush = true;
+                    } else if !self.snapshot_arrives() {
+                        generation += 1;
+                        flush = true;
+                    }
+                    *client = self.open().await?.client;
+                }
+                Err(End::Stopped) => return Err(End::Stopped),
+            }
+        }
+    }
+
+    /// Whether the snapshot in the journal is whole, or will be.
+    fn snapshot_arrives(&self) -> bool {
+        let receiving = self.receiver.as_ref().map(|receiver| receiver.state.borrow().link.clone());
+        self.journal.snapshot().is_some_and(|info| info.complete)
+            || matches!(receiving, Some(ReceiverLink::Snapshot { .. } | ReceiverLink::Streaming))
+    }
+
+    /// Waits until a snapshot of that generation, or of a later one, is there or arriving.
+    async fn await_snapshot(&mut self, generation: u64) -> Step<SnapshotInfo> {
+        loop {
+            if let Some(info) = self.journal.snapshot().filter(|info| info.generation >= generation) {
+                return Ok(info);
+            }
+            let Some(receiver) = &mut self.receiver else {
+                self.full_sync().await;
+                continue;
+            };
+            let link = receiver.state.borrow_and_update().link.clone();
+            self.note_receiver(&link)?;
+            self.publish();
+            let Some(receiver) = &mut self.receiver else { continue };
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(End::Stopped),
+                changed = receiver.state.changed() => if changed.is_err() { self.receiver = None },
+                Some(request) = self.requests.recv() => refuse(request, "the mirror is waiting for the snapshot"),
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
+    async fn load_once(
+        &mut self,
+        client: &mut Client,
+        info: &SnapshotInfo,
+        flush: bool,
+        begun: Instant,
+    ) -> Step<()> {
+        let loading = self.mark_text(Reach::Loading { generation: info.generation });
+        if flush && self.options.on_existing_key == OnExistingKey::Keep {
+            tracing::warn!(
+                "a new snapshot is loaded over the old data: keys that are gone from the source stay"
+            );
+        }
+        if flush && self.options.on_existing_key != OnExistingKey::Keep {
+            tracing::warn!(side = %self.options.to.side, "the source made us take a new snapshot: the destination is emptied for it");
+            let mut out = Vec::new();
+            write::command(&mut out, &["MULTI"]);
+            write::command(&mut out, &["FLUSHALL"]);
+            write::command(&mut out, &["SET", POSITION_KEY, &loading]);
+            for (key, value) in &self.options.own_keys {
+                write::command(&mut out, &[&b"SET"[..], key.as_bytes(), value]);
+            }
+            write::command(&mut out, &["EXEC"]);
+            client.set_timeout(Duration::from_secs(60));
+            let replies = client.pipeline(&out, 4 + self.options.own_keys.len()).await;
+            client.set_timeout(TIMEOUT);
+            if let Some(text) = replies?.iter().find_map(Value::error) {
+                let error = if crate::server::passes(&text) { Error::passing } else { Error::new };
+                return Err(error(self.options.to.side, format!("FLUSHALL was refused: {text}")).into());
+            }
+        } else {
+            client.command(&["SET", POSITION_KEY, &loading]).await?;
+        }
+        let reader = self.journal.snapshot_reader()?;
+        let progress = Arc::new(Progress::default());
+        if let Some(expected) = info.expected {
+            progress.set_bytes_expected(expected);
+        }
+        let options = LoadOptions {
+            connections: self.options.load_connections,
+            existing: self.options.on_existing_key,
+            ..LoadOptions::new(self.options.to.clone())
+        };
+        let load = backfill::load(reader, options, Arc::clone(&progress), self.cancel.child_token());
+        tokio::pin!(load);
+        loop {
+            let outcome = tokio::select! {
+                outcome = &mut load => Some(outcome),
+                Some(request) = self.requests.recv() => {
+                    refuse(request, "the mirror is loading the snapshot");
+                    continue;
+                }
+                () = tokio::time::sleep(TICK) => None,
+            };
+            let view = progress.view();
+            self.state.snapshot = SnapshotProgress {
+                keys_loaded: view.keys_loaded,
+                keys_expected: view.keys_expected,
+                bytes_read: view.bytes_read,
+                bytes_expected: view.bytes_expected,
+                seconds: begun.elapsed().as_secs_f64(),
+            };
+            self.publish();
+            match outcome {
+                None => {}
+                Some(_) if self.cancel.is_cancelled() => return Err(End::Stopped),
+                Some(Ok(_)) => return Ok(()),
+                Some(Err(error)) => return Err(error.into()),
+            }
+        }
+    }
+}
