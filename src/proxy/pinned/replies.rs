@@ -1,0 +1,246 @@
+//! What the server's frames mean for a pinned connection's state.
+//!
+//! Messages that nobody asked for (pub/sub, MONITOR, invalidations) and the confirmations of (un)subscribing are told
+//! apart by their form. Every other frame answers the oldest of `expects`, changes the state as that says, and goes to
+//! the client unless the gateway itself had asked.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::{Expect, Fate, Pinned, Transaction};
+use crate::proxy::session::{Core, Session};
+use crate::proxy::upstream::Identity;
+
+impl Session {
+    /// Takes every whole frame out of what was read; `false` when the connection cannot go on.
+    pub(super) fn pinned_frames(self: &Rc<Self>, core: &mut Core) -> bool {
+        loop {
+            let Some(pinned) = core.pinned.as_deref_mut() else { return true };
+            let feed = match pinned.scanner.feed(&pinned.buf[pinned.scanned..]) {
+                Ok(feed) => feed,
+                Err(error) => {
+                    tracing::error!(client = %self.entry.addr, "a reply that is no RESP: {error}");
+                    return false;
+                }
+            };
+            pinned.scanned += feed.consumed;
+            if !feed.complete {
+                return true;
+            }
+            let frame = pinned.buf.split_to(pinned.scanned).freeze();
+            pinned.scanned = 0;
+            if !self.pinned_frame(core, frame) {
+                return false;
+            }
+        }
+    }
+
+    /// One whole reply or message; `false` when it does not fit what was asked.
+    fn pinned_frame(self: &Rc<Self>, core: &mut Core, frame: Bytes) -> bool {
+        let Some(pinned) = core.pinned.as_deref_mut() else { return false };
+        if self.unasked(pinned, &frame) {
+            return true;
+        }
+        let Some((expect, discard)) = pinned.expects.pop_front() else {
+            tracing::error!(client = %self.entry.addr, "a reply came that the client had not asked for");
+            return false;
+        };
+        let refused = frame.first() == Some(&b'-');
+        if refused {
+            self.worker.count_errors(1);
+        }
+        let mut answer = Some(frame.clone());
+        match expect {
+            Expect::Plain => {}
+            Expect::Subscription { .. } => {}
+            Expect::Swallow => answer = None,
+            Expect::Multi if !refused => {
+                let fate = if std::mem::take(&mut core.watch_lost) { Fate::Conflict } else { Fate::Live };
+                pinned.transaction = Some(Transaction::new(fate));
+            }
+            Expect::Multi => {}
+            Expect::Queued(raw) => {
+                if let Some(transaction) = &mut pinned.transaction {
+                    if refused {
+                        transaction.refused = true;
+                    } else {
+                        let select = queued_select(&raw);
+                        transaction.remember(raw, select);
+                    }
+                }
+            }
+            Expect::EndTransaction => {
+                let select = pinned.transaction.take().and_then(|transaction| transaction.select);
+                pinned.watching = false;
+                if let (Some(db), Some(b'*')) = (select, frame.first()) {
+                    if !is_nil(&frame) {
+                        pinned.upstream.key.identity.db = db;
+                        let identity = Identity { db, ..core.identity.clone() };
+                        self.change_identity(core, identity);
+                    }
+                }
+            }
+            Expect::Replaced(instead) => {
+                pinned.transaction = None;
+                pinned.watching = false;
+                answer = Some(Bytes::from_static(instead));
+            }
+            Expect::Watch => pinned.watching |= !refused,
+            Expect::Unwatch => pinned.watching = false,
+            Expect::Blocking => {
+                if let Some(blocked) = &mut pinned.blocked {
+                    if blocked.recalled && is_nil(&frame) {
+                        blocked.held = Some(frame.clone());
+                        answer = None;
+                    } else {
+                        pinned.blocked = None;
+                    }
+                }
+            }
+            Expect::Sticky(raw) if !refused => {
+                if raw.windows(7).any(|word| word.eq_ignore_ascii_case(b"MONITOR")) {
+                    pinned.monitor = true;
+                }
+                remember_sticky(&mut pinned.sticky, raw);
+            }
+            Expect::Sticky(_) => {}
+            Expect::Select(db) if !refused => {
+                pinned.upstream.key.identity.db = db;
+                let identity = Identity { db, ..core.identity.clone() };
+                self.change_identity(core, identity);
+            }
+            Expect::Auth(identity) if !refused => {
+                pinned.upstream.key.identity = identity.clone();
+                self.change_identity(core, identity);
+            }
+            Expect::Select(_) | Expect::Auth(_) => {}
+        }
+        if let Some(answer) = answer.filter(|_| !discard) {
+            self.send(&answer);
+        }
+        if let Some(pinned) = core.pinned.as_deref() {
+            *self.entry.flags.lock() = pinned.flags();
+        }
+        true
+    }
+
+    /// Passes on what is no answer: messages, and the confirmations of (un)subscribing; whether it was one.
+    fn unasked(&self, pinned: &mut Pinned, frame: &[u8]) -> bool {
+        let asked_subscription = matches!(pinned.expects.front(), Some((Expect::Subscription { .. }, _)));
+        let swallowed = matches!(pinned.expects.front(), Some((Expect::Swallow, _)));
+        match classify(frame, asked_subscription || pinned.is_subscribed() || swallowed) {
+            Some(Push::Message) => {
+                self.send(frame);
+                true
+            }
+            Some(Push::Confirmation { name, channel }) => {
+                if let Some(channel) = channel {
+                    let channel = Bytes::copy_from_slice(channel);
+                    let ends = name.windows(2).any(|two| two == b"un");
+                    let set = pinned.subscriptions(name);
+                    if ends {
+                        set.remove(&channel);
+                    } else {
+                        set.insert(channel);
+                    }
+                }
+                let done = match pinned.expects.front_mut() {
+                    Some((Expect::Subscription { left }, discard)) => {
+                        *left = left.saturating_sub(1);
+                        let (done, discard) = (*left == 0, *discard);
+                        if !discard {
+                            self.send(frame);
+                        }
+                        done
+                    }
+                    // Re-subscribed by the gateway: one question for each confirmation.
+                    Some((Expect::Swallow, _)) => true,
+                    _ => {
+                        self.send(frame);
+                        false
+                    }
+                };
+                if done {
+                    pinned.expects.pop_front();
+                }
+                *self.entry.flags.lock() = pinned.flags();
+                true
+            }
+            None if pinned.monitor
+                && frame.first() == Some(&b'+')
+                && frame.get(1).is_some_and(u8::is_ascii_digit) =>
+            {
+                self.send(frame);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Messages that come unasked, and confirmations, by their first element.
+enum Push<'a> {
+    Message,
+    Confirmation { name: &'a [u8], channel: Option<&'a [u8]> },
+}
+
+fn bulk(buf: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = memchr::memchr(b'\n', buf)?;
+    let len: usize = std::str::from_utf8(buf.get(1..line - 1)?).ok()?.parse().ok()?;
+    let body = buf.get(line + 1..line + 1 + len)?;
+    Some((body, buf.get(line + 3 + len..)?))
+}
+
+fn classify(frame: &[u8], pubsub: bool) -> Option<Push<'_>> {
+    let resp3 = frame.first() == Some(&b'>');
+    if !resp3 && !(pubsub && (frame.starts_with(b"*3\r\n$") || frame.starts_with(b"*4\r\n$"))) {
+        return None;
+    }
+    let after = memchr::memchr(b'\n', frame)? + 1;
+    let (name, rest) = bulk(&frame[after..])?;
+    if name.ends_with(b"subscribe") {
+        return Some(Push::Confirmation { name, channel: bulk(rest).map(|(channel, _)| channel) });
+    }
+    (resp3 || name.ends_with(b"message")).then_some(Push::Message)
+}
+
+fn is_nil(frame: &[u8]) -> bool {
+    frame.starts_with(b"*-1") || frame.starts_with(b"$-1") || frame.starts_with(b"_")
+}
+
+/// The db of a queued `SELECT n`.
+fn queued_select(raw: &[u8]) -> Option<u32> {
+    let upper = raw.get(..16)?.to_ascii_uppercase();
+    if !upper.starts_with(b"*2\r\n$6\r\nSELECT") {
+        return None;
+    }
+    let (index, _) = bulk(raw.get(16..)?)?;
+    std::str::from_utf8(index).ok()?.parse().ok()
+}
+
+/// Keeps what gives the connection its state; what takes it away removes it.
+fn remember_sticky(sticky: &mut Vec<Bytes>, raw: Bytes) {
+    let upper = raw.to_ascii_uppercase();
+    let has = |word: &[u8]| upper.windows(word.len()).any(|part| part == word);
+    for (word, off) in [
+        (b"TRACKING\r\n".as_slice(), b"\r\nOFF\r\n".as_slice()),
+        (b"NO-EVICT\r\n", b"\r\nOFF\r\n"),
+        (b"NO-TOUCH\r\n", b"\r\nOFF\r\n"),
+    ] {
+        if has(word) {
+            sticky.retain(|old| {
+                let old = old.to_ascii_uppercase();
+                !old.windows(word.len()).any(|part| part == word)
+            });
+            if !has(off) {
+                sticky.push(raw);
+            }
+            return;
+        }
+    }
+    // CLIENT CACHING speaks of the next command only, TRACKINGINFO and GETREDIR only ask.
+    if has(b"MONITOR\r\n") {
+        sticky.push(raw);
+    }
+}
