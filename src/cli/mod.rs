@@ -1,11 +1,10 @@
-//! The command line: one file per subcommand; output as a table or as JSON.
+//! The command line: one file per subcommand, but for the bare orders (`order`); output as a table or as JSON.
 //!
 //! `run`, `check`, `demo`, `completions` and `man` work by themselves; every other subcommand speaks to a running
 //! gateway over its control API (`api`). With `--json` exactly one JSON document goes to stdout, also for a
 //! failure (`{"error": {side, message, remedy}}`); logs and everything else go to stderr. Exit status: 0 done,
 //! 1 refused or failed, 2 wrong usage or configuration, 3 no gateway, or a server, could not be reached.
 
-mod abort;
 mod addressing;
 mod api;
 mod check;
@@ -13,15 +12,13 @@ mod completions;
 mod cutover;
 pub mod demo;
 mod failure;
-mod finish;
 mod man;
+mod order;
 mod output;
-mod pause;
 mod report;
 mod resume;
 mod rollback;
 mod run;
-mod start;
 mod status;
 mod switch;
 mod throttle;
@@ -90,7 +87,7 @@ enum Command {
     /// Precheck both servers and the configuration; changes nothing
     Check(check::Args),
     /// Begin to mirror: snapshot, catch up, keep in step
-    Start(start::Args),
+    Start(order::Args),
     /// Where it stands
     Status(status::Args),
     /// Compare the two servers
@@ -100,11 +97,11 @@ enum Command {
     /// Switch clients back to the source
     Rollback(rollback::Args),
     /// End the migration: stop mirroring, remove the gateway's keys, stay on the active side
-    Finish(finish::Args),
+    Finish(order::Args),
     /// End the migration on the source: stop mirroring, remove the gateway's keys; the destination keeps its data
-    Abort(abort::Args),
+    Abort(order::Args),
     /// Stop applying to the destination; the journal keeps receiving
-    Pause(pause::Args),
+    Pause(order::Args),
     /// Go on with applying to the destination
     Resume(resume::Args),
     /// Change limits while running
@@ -135,14 +132,14 @@ fn dispatch(command: Command, global: &Global) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(args) => run::run(&args, global),
         Command::Check(args) => check::run(&args, global),
-        Command::Start(args) => start::run(&args, global),
+        Command::Start(args) => order::START.run(&args, global),
         Command::Status(args) => status::run(&args, global),
         Command::Verify(args) => verify::run(&args, global),
         Command::Cutover(args) => cutover::run(&args, global),
         Command::Rollback(args) => rollback::run(&args, global),
-        Command::Finish(args) => finish::run(&args, global),
-        Command::Abort(args) => abort::run(&args, global),
-        Command::Pause(args) => pause::run(&args, global),
+        Command::Finish(args) => order::FINISH.run(&args, global),
+        Command::Abort(args) => order::ABORT.run(&args, global),
+        Command::Pause(args) => order::PAUSE.run(&args, global),
         Command::Resume(args) => resume::run(&args, global),
         Command::Throttle(args) => throttle::run(&args, global),
         Command::Demo(args) => {

@@ -1,32 +1,12 @@
 //! The status and the entries of the switch history, for people: what happened, on which side, what to do.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
-use serde_json::json;
-
-use super::api::Gateway;
-use super::{Failure, Global, output};
+use super::output;
 use crate::config::units;
 use crate::migration::status::{
     ActiveSide, MirrorDirection, Phase, Snapshot, Status, SwitchEntry, SwitchKind, SwitchOutcome,
 };
-
-/// A `POST` without arguments whose answer is the status.
-pub(super) fn order(
-    gateway: &Gateway,
-    global: &Global,
-    order: &str,
-    done: &str,
-) -> Result<ExitCode, Failure> {
-    let answer = gateway.post(&format!("/v1/{order}"), &json!({}))?;
-    if global.json {
-        output::json(&answer);
-    } else {
-        output::line(done);
-    }
-    Ok(ExitCode::SUCCESS)
-}
 
 /// What a phase means.
 fn meaning(phase: Phase) -> &'static str {

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use super::api::Gateway;
-use super::{Failure, Global, report};
+use super::{Failure, Global, order};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -13,5 +15,5 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    report::order(&args.gateway, global, "resume", "Resumed.")
+    order::post(&args.gateway, global, "/v1/resume", &json!({}), "Resumed.")
 }
