@@ -94,22 +94,26 @@ def pairs(flat):
     return dict(zip(flat[::2], flat[1::2]))
 
 
-def begin(search):
+def half(search):
+    """(type, spec) of one half of a key specification."""
     search = pairs(search)
-    spec = pairs(search["spec"])
-    if search["type"] == "index":
+    return search["type"], pairs(search["spec"])
+
+
+def begin(search):
+    kind, spec = half(search)
+    if kind == "index":
         return f"Begin::Index({spec['index']})"
-    if search["type"] == "keyword":
+    if kind == "keyword":
         return f"Begin::Keyword(\"{spec['keyword'].lower()}\", {spec['startfrom']})"
     return "Begin::Unknown"
 
 
 def find(search):
-    search = pairs(search)
-    spec = pairs(search["spec"])
-    if search["type"] == "range":
+    kind, spec = half(search)
+    if kind == "range":
         return f"Find::Range({spec['lastkey']}, {spec['keystep']}, {spec['limit']})"
-    if search["type"] == "keynum":
+    if kind == "keynum":
         return f"Find::Count({spec['keynumidx']}, {spec['firstkey']}, {spec['keystep']})"
     return "Find::Unknown"
 
