@@ -31,6 +31,8 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod cutover;
+#[cfg(test)]
+mod dice;
 pub mod error;
 pub mod migration;
 pub mod mirror;

@@ -7,20 +7,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::switch::{Held, Order, Parts, Postponed, Uncommitted, run};
+use crate::dice::{Dice, seeds};
 use crate::error::{Error, Result, Side};
 use crate::migration::cell::StartPosition;
 use crate::migration::status::{ActiveSide, SwitchEntry, SwitchKind, SwitchOutcome};
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n
-    }
-}
 
 /// What can be done to a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,7 +37,7 @@ const STEPS: [&str; 9] = [
 ];
 
 struct World {
-    random: Random,
+    dice: Dice,
     fates: Vec<(&'static str, Fate)>,
     kind: SwitchKind,
     /// Acked writes on each side; the value is unique.
@@ -70,16 +60,15 @@ struct World {
 
 impl World {
     fn new(seed: u64, kind: SwitchKind) -> Self {
-        let mut random = Random(seed | 1);
+        let mut dice = Dice::new(seed);
         let mut fates = Vec::new();
-        if random.below(4) > 0 {
-            let step = STEPS[random.below(STEPS.len() as u64) as usize];
-            let fate =
-                [Fate::Fails, Fate::Hangs, Fate::DiesBefore, Fate::DiesAfter][random.below(4) as usize];
+        if dice.below(4) > 0 {
+            let step = STEPS[dice.below(STEPS.len() as u64) as usize];
+            let fate = [Fate::Fails, Fate::Hangs, Fate::DiesBefore, Fate::DiesAfter][dice.below(4) as usize];
             fates.push((step, fate));
         }
         Self {
-            random,
+            dice,
             fates,
             kind,
             old: Vec::new(),
@@ -99,7 +88,7 @@ impl World {
 
     /// Everybody else does something.
     fn others(&mut self) {
-        for _ in 0..self.random.below(4) {
+        for _ in 0..self.dice.below(4) {
             self.next_write += 1;
             match self.gate {
                 Some(side) if side == self.kind.origin() => {
@@ -111,18 +100,18 @@ impl World {
             }
         }
         // A writer that bypasses the gateway; after the commit it writes in vain, which is reported.
-        if !self.fenced && self.cell.is_none() && self.random.below(2) == 0 {
+        if !self.fenced && self.cell.is_none() && self.dice.below(2) == 0 {
             self.next_write += 1;
             self.old.push(self.next_write);
         }
-        if self.old_mirror && self.random.below(3) > 0 {
+        if self.old_mirror && self.dice.below(3) > 0 {
             self.carry();
         }
     }
 
     fn carry(&mut self) {
         if self.carried < self.old.len() {
-            let step = 1 + self.random.below((self.old.len() - self.carried) as u64) as usize;
+            let step = 1 + self.dice.below((self.old.len() - self.carried) as u64) as usize;
             let rest = self.old[self.carried..self.carried + step].to_vec();
             self.new.extend(rest);
             self.carried += step;
@@ -132,7 +121,7 @@ impl World {
     async fn step(&mut self, name: &'static str) -> Result<()> {
         self.visited.push(name);
         self.others();
-        sleep(Duration::from_micros(self.random.below(3000))).await;
+        sleep(Duration::from_micros(self.dice.below(3000))).await;
         self.others();
         match self.fate(name) {
             Fate::Fails => Err(Error::passing(Side::Gateway, format!("{name} fails"))),
@@ -249,9 +238,9 @@ fn order(kind: SwitchKind, rehearse: bool) -> Order {
 }
 
 async fn simulate(seed: u64) {
-    let mut random = Random(seed.rotate_left(17) | 1);
-    let kind = if random.below(2) == 0 { SwitchKind::Cutover } else { SwitchKind::Rollback };
-    let rehearse = random.below(5) == 0;
+    let mut dice = Dice::new(seed.rotate_left(17));
+    let kind = if dice.below(2) == 0 { SwitchKind::Cutover } else { SwitchKind::Rollback };
+    let rehearse = dice.below(5) == 0;
     let mut world = World::new(seed, kind);
     for _ in 0..5 {
         world.others();
@@ -317,14 +306,8 @@ fn check(world: &World, entry: &SwitchEntry, rehearse: bool, context: &str) {
 /// `CROSSFADE_SEED=0x…` replays one.
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_the_switch_is_wholly_done_or_not_at_all() {
-    if let Some(seed) = std::env::var("CROSSFADE_SEED")
-        .ok()
-        .and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok())
-    {
-        return simulate(seed).await;
-    }
-    for seed in 1..2000u64 {
-        simulate(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)).await;
+    for seed in seeds(1999) {
+        simulate(seed).await;
     }
 }
 
