@@ -32,7 +32,7 @@ impl Control for Script {
         let status = self.status.borrow().clone();
         Box::pin(async move {
             match order {
-                Order::Resume => {
+                Order::Resume(_) => {
                     Err(Error::new(Side::Gateway, "nothing is paused").remedy("see `crossfade status`"))
                 }
                 Order::Start => Err(Error::passing(Side::Destination, "cannot connect to 10.0.0.9:6379")),

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::error::{Error, Result, Side};
 use crate::migration::status::{Status, SwitchKind, SwitchRequest};
-use crate::migration::{Handle, VerifyRequest};
+use crate::migration::{Handle, ResumeRequest, VerifyRequest};
 use crate::telemetry::Metrics;
 
 /// What an operator may ask for over HTTP.
@@ -39,7 +39,7 @@ pub enum Order {
     /// Stop applying.
     Pause,
     /// Go on applying.
-    Resume,
+    Resume(ResumeRequest),
     /// End on the active side.
     Finish,
     /// End on the source.
@@ -76,7 +76,7 @@ impl Control for Handle {
             match order {
                 Order::Start => handle.start().await?,
                 Order::Pause => handle.pause().await?,
-                Order::Resume => handle.resume().await?,
+                Order::Resume(request) => handle.resume(request).await?,
                 Order::Finish => handle.finish().await?,
                 Order::Abort => handle.abort().await?,
                 Order::Switch(SwitchKind::Cutover, request) => return json(handle.cutover(request).await?),

@@ -111,7 +111,7 @@ async fn order(
     let order = match name.as_str() {
         "start" => bare(&body, Order::Start)?,
         "pause" => bare(&body, Order::Pause)?,
-        "resume" => bare(&body, Order::Resume)?,
+        "resume" => Order::Resume(parse(&body)?),
         "finish" => bare(&body, Order::Finish)?,
         "abort" => bare(&body, Order::Abort)?,
         "cutover" => Order::Switch(SwitchKind::Cutover, parse(&body)?),

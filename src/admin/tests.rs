@@ -31,7 +31,7 @@ impl Control for Fake {
             }
             match order {
                 Order::Start => Err(Error::new(Side::Gateway, "it runs already").remedy("nothing to do")),
-                Order::Resume => Err(Error::passing(Side::Destination, "cannot connect to b:1")),
+                Order::Resume(_) => Err(Error::passing(Side::Destination, "cannot connect to b:1")),
                 Order::Switch(kind, _) => Ok(json!({"kind": kind, "outcome": "committed"})),
                 _ => Ok(serde_json::to_value(status.borrow().clone()).unwrap()),
             }
@@ -166,6 +166,9 @@ async fn errors_have_a_side_a_remedy_and_a_fitting_status() {
     assert_eq!((status, answer), (409, error));
     let (status, answer) = server.post("/v1/resume", JSON, "{}").await;
     assert_eq!((status, answer["error"]["side"].as_str()), (503, Some("destination")));
+    server.post("/v1/resume", JSON, r#"{"skip_failed": true}"#).await;
+    let resumes = [false, true].map(|skip_failed| Order::Resume(ResumeRequest { skip_failed }));
+    assert_eq!(server.orders()[1..], resumes);
     let (status, answer) = server.post("/v1/throttle", JSON, r#"{"mirror_ops": "off"}"#).await;
     assert!(status == 409 && answer["error"]["message"].as_str().unwrap().contains("not in this version"));
     for (path, body, expected) in [
@@ -173,6 +176,7 @@ async fn errors_have_a_side_a_remedy_and_a_fitting_status() {
         ("/v1/cutover", r#"{"max_pause": "soon"}"#, 400),
         ("/v1/cutover", "nonsense", 400),
         ("/v1/finish", r#"{"force": true}"#, 400),
+        ("/v1/resume", r#"{"skip": true}"#, 400),
         ("/v1/explode", "{}", 404),
     ] {
         let (status, answer) = server.post(path, JSON, body).await;

@@ -179,7 +179,7 @@ mod tests {
             "finish",
             "abort",
             "pause",
-            "resume",
+            "resume --skip-failed",
             "throttle --snapshot-bytes 50MB/s --snapshot-keys 1000/s --mirror-ops off",
             "demo --json --keep",
             "completions bash",

@@ -2,18 +2,21 @@
 
 use std::process::ExitCode;
 
-use serde_json::json;
-
 use super::api::Gateway;
 use super::{Failure, Global, order};
+use crate::migration::ResumeRequest;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Leave out the commands that failed and stopped the mirror (`status` names them)
+    #[arg(long)]
+    skip_failed: bool,
     #[command(flatten)]
     gateway: Gateway,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    order::post(&args.gateway, global, "/v1/resume", &json!({}), "Resumed.")
+    let request = ResumeRequest { skip_failed: args.skip_failed };
+    order::post(&args.gateway, global, "/v1/resume", &request, "Resumed.")
 }

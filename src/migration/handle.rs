@@ -30,12 +30,20 @@ pub struct VerifyRequest {
     pub rounds: Option<u32>,
 }
 
+/// How to go on. The JSON body of `POST /v1/resume`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResumeRequest {
+    /// Leave out the commands that failed on the other side and stopped the mirror.
+    pub skip_failed: bool,
+}
+
 /// A question to the controller with the way its answer comes back.
 #[derive(Debug)]
 pub(super) enum Ask {
     Start(Answer<()>),
     Pause(Answer<()>),
-    Resume(Answer<()>),
+    Resume(ResumeRequest, Answer<()>),
     Finish(Answer<()>),
     Abort(Answer<()>),
     Cutover(SwitchRequest, Answer<SwitchReply>),
@@ -109,12 +117,12 @@ impl Handle {
         self.ask(Ask::Pause).await
     }
 
-    /// Goes on: after [`Handle::pause`], and after a failure whose cause was removed.
+    /// Goes on: after [`Handle::pause`], and after a failure whose cause was removed or is to be skipped.
     ///
     /// # Errors
-    /// When nothing is paused or failed.
-    pub async fn resume(&self) -> Result<()> {
-        self.ask(Ask::Resume).await
+    /// When nothing is paused or failed; with `skip_failed`, when it was no command that failed.
+    pub async fn resume(&self, request: ResumeRequest) -> Result<()> {
+        self.ask(|answer| Ask::Resume(request, answer)).await
     }
 
     /// Ends the migration and stays on the active side.

@@ -18,5 +18,5 @@ mod run;
 pub mod status;
 mod switching;
 
-pub use handle::{Handle, SwitchReply, VerifyRequest};
+pub use handle::{Handle, ResumeRequest, SwitchReply, VerifyRequest};
 pub use run::run;

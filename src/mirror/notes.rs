@@ -45,9 +45,9 @@ impl Failure {
             self.command, self.db, self.offset, self.error
         );
         let remedy = if self.passed {
-            "the data differs there; find out who else writes to that server, then resolve with skip and repair by verify"
+            "the data differs there; find out who else writes to that server, then leave it out with `crossfade resume --skip-failed`; the key differs until it is replaced as a whole, and `crossfade verify` names it until then"
         } else {
-            "the server cannot run this command; make it able to (version, modules, ACL), or resolve with skip"
+            "the server cannot run this command; make it able to (version, modules, ACL), then `crossfade resume`; or leave it out with `crossfade resume --skip-failed`"
         };
         Error::new(side, message).remedy(remedy)
     }
@@ -100,6 +100,21 @@ impl Notes {
     pub fn set_failures(&self, failures: Option<&Failures>) -> Result<()> {
         let text = failures.map(|failures| serde_json::to_vec_pretty(failures).unwrap_or_default());
         self.put("failure.json", text.as_deref())
+    }
+
+    /// Resolves the failures that stand: their commands are left out.
+    ///
+    /// # Errors
+    /// There are none, or the disk does not take it.
+    pub fn skip_failures(&self) -> Result<()> {
+        let Some(mut failures) = self.failures()? else {
+            return Err(Error::new(Side::Gateway, "there is no failed command to skip").remedy(
+                "remove what `crossfade status` names as the cause, then `crossfade resume` without it",
+            ));
+        };
+        failures.skip = true;
+        let to_come = failures.commands.iter().any(|failure| !failure.passed);
+        self.set_failures(to_come.then_some(&failures))
     }
 
     /// Adds to the commands that were left out by policy.

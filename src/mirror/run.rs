@@ -504,15 +504,7 @@ impl Task {
                 refuse(request, &format!("the mirror has failed: {}", error.message));
                 continue;
             };
-            let resolved = match self.notes.failures() {
-                Ok(Some(mut failures)) => {
-                    failures.skip = true;
-                    let to_come = failures.commands.iter().any(|failure| !failure.passed);
-                    self.notes.set_failures(to_come.then_some(&failures))
-                }
-                Ok(None) => Err(Error::new(Side::Gateway, "there is no failed command to resolve")),
-                Err(error) => Err(error),
-            };
+            let resolved = self.notes.skip_failures();
             let done = resolved.is_ok();
             let _ = reply.send(resolved);
             if done {

@@ -11,6 +11,7 @@ mod support;
 mod checker;
 mod copy;
 mod datapath;
+mod failed_command;
 mod h01_protocol;
 mod h03_transactions;
 mod h04_blocking;

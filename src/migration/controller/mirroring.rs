@@ -6,11 +6,13 @@ use tokio::sync::mpsc;
 
 use super::{Controller, Note, RETRY, Running};
 use crate::cutover::live::{connect, strays, take_down};
-use crate::error::{Error, Side};
+use crate::error::{Error, Result, Side};
+use crate::migration::handle::ResumeRequest;
 use crate::migration::holder::{self, Holder};
 use crate::migration::machine::{Begin, Input, Seen};
 use crate::migration::record::{self, Failure, Fence};
-use crate::migration::status::{ActiveSide, ErrorInfo};
+use crate::migration::status::{ActiveSide, ErrorInfo, Phase};
+use crate::mirror::notes::Notes;
 use crate::mirror::{BatchLimits, Direction, Mirror, MirrorOptions, Position, Stage, Start, Trouble};
 use crate::server::Endpoint;
 
@@ -117,6 +119,27 @@ impl Controller {
         }
         if let Err(error) = self.feed(Input::Mirror(seen)).await {
             tracing::error!(%error, "the phases are confused");
+        }
+    }
+
+    /// Before the mirror is resumed: has it leave out the commands that it stopped at, if that was asked for.
+    pub(super) async fn skip_failed(&self, request: ResumeRequest) -> Result<()> {
+        if !request.skip_failed {
+            return Ok(());
+        }
+        // Tried on a copy: a resume that is refused must not have skipped anything.
+        self.machine.clone().handle(Input::Resume)?;
+        if self.machine.phase() != Phase::Failed {
+            return Err(Error::new(Side::Gateway, "there is no failed command to skip")
+                .remedy("`crossfade resume` without it goes on"));
+        }
+        // A mirror that failed is let go of: only its notes speak of the failure.
+        let line = self.store.as_ref().map(|store| store.line().clone());
+        let options = line.and_then(|line| self.mirror_options(line.epoch, line.active, Start::Resume));
+        match options {
+            Some(options) => Notes::open(&options.dir)?.skip_failures(),
+            None => Err(Error::new(Side::Gateway, "nothing was mirrored yet")
+                .remedy("`crossfade resume` without it goes on")),
         }
     }
 

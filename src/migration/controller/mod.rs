@@ -304,7 +304,10 @@ impl Controller {
         match ask {
             Ask::Start(answer) => self.simple(Input::Start, answer).await,
             Ask::Pause(answer) => self.simple(Input::Pause, answer).await,
-            Ask::Resume(answer) => self.simple(Input::Resume, answer).await,
+            Ask::Resume(request, answer) => match self.skip_failed(request).await {
+                Ok(()) => self.simple(Input::Resume, answer).await,
+                Err(error) => drop(answer.send(Err(error))),
+            },
             Ask::Finish(answer) => self.simple(Input::End(Ending::Finish), answer).await,
             Ask::Abort(answer) => self.simple(Input::End(Ending::Abort), answer).await,
             Ask::Cutover(request, answer) => self.switch(SwitchKind::Cutover, request, answer).await,
