@@ -27,7 +27,7 @@ use super::pinned::Pinned;
 use super::registry::ClientEntry;
 use super::special::{Outcome, Step};
 use super::upstream::{Identity, Key};
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use crate::command::{self, Lane as Route, Switch};
 use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::write;
@@ -482,6 +482,7 @@ impl Session {
         if *count > 0 {
             self.push(core, run, *count, false);
             self.worker.count_commands(u64::from(*count));
+            worker::note_run(*count);
             *count = 0;
         }
     }
