@@ -113,7 +113,7 @@ fn effect(name: &str, kind: Kind, bits: u32) -> Effect {
 
 fn switch(name: &str, lane: Lane) -> Switch {
     match (name, lane) {
-        ("scan" | "clusterscan", _) => Switch::Cursor(1),
+        ("scan", _) => Switch::Cursor(1),
         ("hscan" | "sscan" | "zscan", _) => Switch::Cursor(2),
         ("evalsha" | "evalsha_ro", _) => Switch::ScriptCache,
         ("eval" | "eval_ro" | "script|load", _) => Switch::BringsScript,

@@ -194,8 +194,7 @@ impl Live {
             return Err(Error::new(Side::Gateway, "no connection"));
         };
         client.command(&["SET", EPOCH_KEY, &epoch]).await?;
-        let reply = client.command(&["INFO", "replication"]).await?;
-        let offset = reply.as_str().and_then(self::offset).ok_or_else(|| no_offset(client.side()))?;
+        let offset = stream_end(client).await?;
         standby.wait_applied(offset, deadline).await?;
         Ok(())
     }
@@ -310,8 +309,7 @@ impl Parts for Live {
         let applied = begun.elapsed();
         self.mirror.settle_last().await?;
         let settled = begun.elapsed();
-        let reply = client.command(&["INFO", "replication"]).await?;
-        let offset = reply.as_str().and_then(self::offset).ok_or_else(|| no_offset(client.side()))?;
+        let offset = stream_end(client).await?;
         let position = standby.engage(offset, deadline).await?;
         tracing::debug!(?applied, ?settled, engaged = ?begun.elapsed(), "the mirror is drained");
         Ok(StartPosition { replid: position.replid, offset: position.offset, db: position.db })
@@ -520,6 +518,12 @@ async fn everything(client: &mut Client) -> Result<Info> {
 
 fn offset(info: &str) -> Option<u64> {
     Info::parse(info).u64("master_repl_offset")
+}
+
+/// Where the stream of a server ends.
+async fn stream_end(client: &mut Client) -> Result<u64> {
+    let reply = client.command(&["INFO", "replication"]).await?;
+    reply.as_str().and_then(offset).ok_or_else(|| no_offset(client.side()))
 }
 
 fn no_offset(side: Side) -> Error {

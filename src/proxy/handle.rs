@@ -172,8 +172,9 @@ impl Proxy {
             let report = match answer {
                 Ok(report) => report,
                 Err(text) => {
-                    let named = Busy::name(&self.busy().await).unwrap_or_default();
-                    return Err(Error::passing(Side::Client, format!("{text}: {named}")));
+                    let named = Busy::name(&self.busy().await);
+                    let text = named.map_or(text.clone(), |named| format!("{text}: {named}"));
+                    return Err(Error::passing(Side::Client, text));
                 }
             };
             sum.recalled += report.recalled;

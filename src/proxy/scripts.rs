@@ -8,7 +8,7 @@
 //! Redis 7.4 keeps itself. A script that was loaded before its clients came to the gateway, and never since, is not known
 //! here: EVALSHA then answers NOSCRIPT, as after a restart of the server.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +43,7 @@ struct Kept {
     order: BTreeMap<u64, Bytes>,
     next: u64,
     loaded_bytes: usize,
-    evaluated: BTreeMap<u64, usize>,
+    evaluated: BTreeSet<u64>,
     evaluated_bytes: usize,
     full: bool,
 }
@@ -83,7 +83,6 @@ impl Scripts {
         if kept.places.get(text).is_some_and(|place| place.loaded >= loaded) {
             return;
         }
-        kept.forget(text);
         if loaded && kept.loaded_bytes + text.len() > LOADED_BYTES {
             if !std::mem::replace(&mut kept.full, true) {
                 tracing::warn!(
@@ -96,6 +95,7 @@ impl Scripts {
         if !loaded && text.len() > EVALUATED_BYTES {
             return;
         }
+        kept.forget(text);
         kept.add(Bytes::copy_from_slice(text), loaded);
     }
 
@@ -161,17 +161,15 @@ impl Kept {
         if loaded {
             self.loaded_bytes += text.len();
         } else {
-            self.evaluated.insert(number, text.len());
+            self.evaluated.insert(number);
             self.evaluated_bytes += text.len();
         }
         self.order.insert(number, text.clone());
         self.places.insert(text, Place { number, loaded });
         while self.evaluated.len() > EVALUATED || self.evaluated_bytes > EVALUATED_BYTES {
-            let Some((oldest, length)) = self.evaluated.pop_first() else { return };
-            self.evaluated_bytes -= length;
-            if let Some(text) = self.order.remove(&oldest) {
-                self.places.remove(&text);
-            }
+            let oldest = self.evaluated.first().and_then(|oldest| self.order.get(oldest)).cloned();
+            let Some(text) = oldest else { return };
+            self.forget(&text);
         }
     }
 

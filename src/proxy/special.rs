@@ -90,9 +90,7 @@ impl Session {
         let (_, lane) = command::route(spec, args);
         match lane {
             Route::Shared => match spec.switch {
-                Switch::Cursor(at) if self.worker.epoch.get() > 0 && spec.name != "clusterscan" => {
-                    self.scan(core, args, usize::from(at))
-                }
+                Switch::Cursor(at) if self.worker.epoch.get() > 0 => self.scan(core, args, usize::from(at)),
                 _ => self.share(core, raw),
             },
             Route::Refused => {

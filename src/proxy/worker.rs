@@ -132,6 +132,11 @@ impl Worker {
         self.clock.get().saturating_sub(came)
     }
 
+    /// Milliseconds since the client sent something, by the same clock.
+    fn idle_ms(&self, entry: &ClientEntry) -> u64 {
+        self.clock_ms(entry).saturating_sub(entry.last_active.load(Ordering::Relaxed))
+    }
+
     /// Milliseconds since the worker began, ten ticks a second.
     #[inline]
     pub(super) fn clock(&self) -> u64 {
@@ -357,9 +362,7 @@ async fn tick(worker: std::rc::Weak<Worker>) {
         worker.clock.set(now);
         if let Some(limit) = worker.options().listen.idle_timeout {
             for session in worker.all_sessions() {
-                let idle = worker
-                    .clock_ms(&session.entry)
-                    .saturating_sub(session.entry.last_active.load(Ordering::Relaxed));
+                let idle = worker.idle_ms(&session.entry);
                 if u128::from(idle) > limit.as_millis() && session.is_quiet() && !session.has_pinned() {
                     session.close_now();
                 }
@@ -587,27 +590,24 @@ fn is_drained(worker: &Worker) -> bool {
             .all(|session| session.closing.get() == Closing::Now || session.is_quiet())
 }
 
-/// Commands in flight, the likeliest to hold up a server first. Blocked ones are not meant: they wait for others, not
-/// others for them.
+/// Commands in flight. Blocked ones are not meant: they wait for others, not others for them.
 fn busy(worker: &Worker) -> Vec<Busy> {
-    let lanes: Vec<_> = worker.lanes.borrow().values().map(|lane| lane.busy_with()).collect();
-    let lanes = lanes
-        .into_iter()
-        .flat_map(|(sessions, since)| sessions.into_iter().map(move |session| (session, since)));
-    let own = worker.all_sessions().into_iter().filter(|session| session.has_pinned() && !session.is_quiet());
-    let own = own.map(|session| {
-        let came = session.entry.since.saturating_duration_since(worker.started).as_millis() as u64;
-        let since = came + session.entry.last_active.load(Ordering::Relaxed);
-        (session, since)
-    });
-    let now = worker.started.elapsed().as_millis() as u64;
-    let all = lanes.chain(own).map(|(session, since)| Busy {
+    let named = |session: &Session, age_ms: u64| Busy {
         command: session.last.get(),
         client: format!("{} (id {})", session.entry.addr, session.entry.id),
-        age: Duration::from_millis(now.saturating_sub(since)),
-    });
-    let mut all: Vec<Busy> = all.collect();
-    Busy::sort(&mut all);
+        age: Duration::from_millis(age_ms),
+    };
+    let mut all = Vec::new();
+    for lane in worker.lanes.borrow().values() {
+        let (sessions, since) = lane.busy_with();
+        let age = worker.clock().saturating_sub(since);
+        all.extend(sessions.iter().map(|session| named(session, age)));
+    }
+    for session in worker.all_sessions() {
+        if session.has_pinned() && !session.is_quiet() {
+            all.push(named(&session, worker.idle_ms(&session.entry)));
+        }
+    }
     all
 }
 

@@ -50,11 +50,10 @@ async fn h08_a_client_that_never_reads_is_closed_and_delays_nobody() {
         }
         prompt(&mut other).await;
     }
-    let clients = async || {
+    let mut clients = async || {
         let list = other.must(&["CLIENT", "LIST"]).await.unwrap();
         String::from_utf8_lossy(list.bytes().unwrap()).lines().count()
     };
-    let mut clients = clients;
     eventually("it is closed", async || clients().await == 1).await;
     assert!(lab.gateway.log().contains("output_buffer_limit"), "the log says why");
 }
