@@ -21,6 +21,14 @@ need() {
   command -v "$1" >/dev/null || die "$1 is still missing after installing $2"
 }
 
+# The dashboard is tested in a browser. Ubuntu's package needs snapd, so any Chromium that is there will do.
+need_chromium() {
+  for name in chromium chromium-browser google-chrome-stable google-chrome; do
+    command -v "$name" >/dev/null && return
+  done
+  need chromium chromium
+}
+
 need_rust() {
   command -v cargo >/dev/null || { [ ! -f "$HOME/.cargo/env" ] || . "$HOME/.cargo/env"; }
   command -v cargo >/dev/null || die "cargo is missing; install a Rust toolchain (1.89 or newer) from https://rustup.rs"

@@ -5,6 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 need redis-server redis-server
 need redis-cli redis-tools
+need_chromium
 need_rust
 cd "$top"
 say "testing with $(redis-server --version | cut -d' ' -f1-3), $(rustc --version)"

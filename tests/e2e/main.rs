@@ -10,6 +10,7 @@ mod support;
 
 mod checker;
 mod copy;
+mod dashboard;
 mod datapath;
 mod failed_command;
 mod h01_protocol;

@@ -4,6 +4,7 @@
 //! A test fails on any WARN or ERROR line in the gateway's log that it did not announce with [`Lab::expect_log`].
 //! When a test fails, its directory (logs, journals, data) stays, and its path is printed.
 
+pub mod browser;
 pub mod oracle;
 pub mod proxy;
 
