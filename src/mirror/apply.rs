@@ -112,6 +112,7 @@ impl Task {
             probes: 0,
         };
         self.state.settled = false;
+        self.hurry(false);
         self.watch_source(&mut flow)?;
         let outcome = self.flow(&mut flow).await;
         if let Some((_, reply)) = flow.settling.take() {
@@ -413,6 +414,7 @@ impl Task {
     /// Begins to pad.
     async fn pad_again(&mut self, flow: &mut Flow) -> Result<()> {
         self.state.settled = false;
+        self.hurry(false);
         flow.settled_until = None;
         if let Some((_, reply)) = flow.settling.take() {
             let _ =
@@ -468,6 +470,7 @@ impl Task {
                     let _ = before.send(Err(Error::passing(Side::Gateway, "asked for again")));
                 }
                 self.notes.set_padded(false)?;
+                self.hurry(true);
                 flow.settled_until = None;
                 flow.settling = Some((deadline, reply));
                 match Sweep::settle(&mut flow.client, flow.collector.transform()).await {

@@ -15,6 +15,7 @@
 //! may hold keys that are gone; with `on_existing_key = "keep"` it is not, and such keys stay.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
@@ -95,6 +96,8 @@ pub(super) struct Task {
     pub(super) notes: Notes,
     pub(super) journal: Arc<Journal>,
     pub(super) receiver: Option<ReceiverHandle>,
+    /// A switch is near: [`ReceiverOptions::hurry`].
+    hurry: Arc<AtomicBool>,
     /// The offset that the destination holds: for the source's ACK, and for whoever waits.
     pub(super) applied: watch::Sender<u64>,
     publish: watch::Sender<MirrorState>,
@@ -151,6 +154,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         notes,
         journal: Arc::new(journal),
         receiver: None,
+        hurry: Arc::default(),
         applied,
         publish,
         state,
@@ -387,14 +391,20 @@ impl Task {
     }
 
     fn receive(&mut self, start: ReceiveFrom) {
-        let options = ReceiverOptions::new(
+        let mut options = ReceiverOptions::new(
             self.options.from.clone(),
             Arc::clone(&self.journal),
             start,
             self.applied.subscribe(),
             self.cancel.child_token(),
         );
+        options.hurry = Arc::clone(&self.hurry);
         self.receiver = Some(Receiver::spawn(options));
+    }
+
+    /// Whether what the source sends is wanted the moment it comes, for the length of a pause depends on it.
+    pub(super) fn hurry(&self, hurry: bool) {
+        self.hurry.store(hurry, Ordering::Relaxed);
     }
 
     /// Begins a receiver of the given kind in place of the one that runs.

@@ -57,6 +57,7 @@ impl Task {
     /// Follows until the mirror is told to go; answers where it was engaged.
     pub(super) async fn standby(&mut self) -> Step<Position> {
         let before = self.journal.generation();
+        self.hurry(true);
         self.replace_receiver(ReceiveFrom::Tail).await;
         let mut standby = self.attach(before).await?;
         self.going.mark_unchanged();

@@ -387,7 +387,7 @@ async fn accept_tcp(worker: Rc<Worker>, listener: std::net::TcpListener) {
                 continue;
             }
         };
-        let _ = stream.set_nodelay(true);
+        let _ = crate::server::swift(&stream, peer);
         if let Some(after) = worker.options().listen.tcp_keepalive {
             let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(after));
         }

@@ -4,10 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{Address, Secret, Stream, TlsClient, TlsOptions};
+use super::{Address, Secret, Stream, TlsClient, TlsOptions, socket};
 use crate::error::{Error, Result, Side};
 
 /// One server, and how to log in there.
@@ -155,7 +154,7 @@ impl Endpoint {
             Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await.map_err(refused)?)),
             Address::Tcp { host, port } => {
                 let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(refused)?;
-                tune(&tcp).map_err(refused)?;
+                socket::tune(&tcp).map_err(refused)?;
                 match &self.tls {
                     None => Ok(Stream::Tcp(tcp)),
                     Some(tls) => Ok(Stream::Tls(Box::new(tls.handshake(host, tcp, self.side).await?))),
@@ -163,16 +162,6 @@ impl Endpoint {
             }
         }
     }
-}
-
-/// No delay of small writes; a peer that vanished without a word is noticed within a minute.
-fn tune(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-    #[cfg(target_os = "linux")]
-    let keepalive = keepalive.with_retries(3);
-    SockRef::from(tcp).set_tcp_keepalive(&keepalive)
 }
 
 fn host_and_port(authority: &str) -> Result<(String, u16), String> {

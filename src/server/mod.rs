@@ -12,6 +12,7 @@ mod capabilities;
 mod client;
 mod endpoint;
 mod info;
+mod socket;
 mod stream;
 mod tls;
 
@@ -20,5 +21,6 @@ pub use capabilities::{Capabilities, Flavour};
 pub use client::{Client, passes};
 pub use endpoint::Endpoint;
 pub use info::{Info, Keyspace};
+pub(crate) use socket::swift;
 pub use stream::Stream;
 pub use tls::{TlsClient, TlsOptions};
