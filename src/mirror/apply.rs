@@ -92,6 +92,9 @@ impl Task {
             .collect();
         let transform = Transform::new(dialect, own);
         let mut collector = Collector::new(position.offset, position.db, transform, self.options.batch);
+        if self.each_by_itself {
+            collector.join_nothing();
+        }
         self.forget_skipped(position.offset, &mut collector)?;
         let now = Instant::now();
         let mut flow = Flow {
@@ -291,6 +294,13 @@ impl Task {
                 let lag = unix_ms().saturating_sub(batch.oldest_ms.max(1)) as f64;
                 self.set_lag(if batch.oldest_ms == 0 { 0.0 } else { lag });
                 self.wait_out(error, self.options.retry.other).await?;
+                Ok(Some(Exit::Reopen))
+            }
+            Answer::Refused { index: Some(index), text } if batch.is_joined(index) => {
+                // Nothing of it ran. Which of the SETs it is, or whether it is MSET itself that a user may not run,
+                // shows when each goes by itself.
+                tracing::info!(%text, "the destination refuses an MSET: SETs are not joined any more");
+                self.each_by_itself = true;
                 Ok(Some(Exit::Reopen))
             }
             Answer::Refused { index, text } => {

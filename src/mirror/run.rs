@@ -98,6 +98,8 @@ pub(super) struct Task {
     pub(super) receiver: Option<ReceiverHandle>,
     /// A switch is near: [`ReceiverOptions::hurry`].
     hurry: Arc<AtomicBool>,
+    /// The destination refused what was joined from several commands.
+    pub(super) each_by_itself: bool,
     /// The offset that the destination holds: for the source's ACK, and for whoever waits.
     pub(super) applied: watch::Sender<u64>,
     publish: watch::Sender<MirrorState>,
@@ -155,6 +157,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         journal: Arc::new(journal),
         receiver: None,
         hurry: Arc::default(),
+        each_by_itself: false,
         applied,
         publish,
         state,

@@ -109,3 +109,19 @@ async fn a_command_that_the_destination_does_not_know_can_be_skipped() {
     client.must(&["DEL", "queue"]).await.unwrap();
     lab.same().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_without_mset_gets_every_set_by_itself() {
+    let mut lab = Setup::new().destination(&["--rename-command", "MSET", ""]).build().await;
+    lab.mirror().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    // One write to the source's stream, so that they are collected together.
+    client.must(&["MULTI"]).await.unwrap();
+    for number in 0..40 {
+        client.must(&["SET", &format!("k{number}"), "1"]).await.unwrap();
+    }
+    client.must(&["EXEC"]).await.unwrap();
+    lab.same().await;
+    assert_eq!(lab.destination.call(&["DBSIZE"]).await.unwrap().number(), Some(42));
+    assert!(lab.gateway.log().contains("refuses an MSET"), "it was never asked for one");
+}

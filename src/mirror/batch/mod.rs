@@ -10,6 +10,10 @@
 //!   SET crossfade:position <mark>
 //! EXEC
 //! ```
+//! Small SETs that follow one another become one MSET: inside a transaction the destination then has a third of the
+//! work with them, and one reply to write. To the keys it is the same: MSET replaces whatever a key held, drops its
+//! expiry and announces `set` for each (`t_string.c`).
+//!
 //! A batch ends only where no transaction of the source is open, so a transaction larger than the limits
 //! makes one large batch. A transaction of which only a part has arrived is carried over to the next batch.
 
@@ -23,6 +27,13 @@ use crate::resp::write;
 
 const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
 const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
+
+/// What a SET without options begins with, up to its key: its name is between these.
+const SET_HEAD: (&[u8], &[u8], &[u8]) = (b"*3\r\n$3\r\n", b"SET", b"\r\n");
+const SET_HEAD_LEN: usize = 13;
+/// SETs that become one MSET at most, and how large each may be: larger ones gain nothing.
+const RUN: usize = 16;
+const SMALL: usize = 1024;
 
 /// Memory that a buffer may keep for the next batch.
 const KEEP: usize = 4 * 1024 * 1024;
@@ -49,12 +60,30 @@ struct Place {
     end: u64,
 }
 
+/// SETs at the end of a batch that become one MSET when something else comes, or the batch goes.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    at: usize,
+    sets: usize,
+}
+
+/// Key and value of a SET that may be joined with others, as they stand in the stream.
+fn key_and_value(bytes: &[u8]) -> Option<&[u8]> {
+    let (before, name, after) = SET_HEAD;
+    let rest = bytes.strip_prefix(before)?;
+    let is_set = rest.get(..name.len())?.eq_ignore_ascii_case(name);
+    let rest = rest.get(name.len()..)?.strip_prefix(after)?;
+    (is_set && rest.len() <= SMALL).then_some(rest)
+}
+
 /// One MULTI … EXEC.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// What goes over the wire.
     pub wire: Vec<u8>,
     places: Vec<Place>,
+    /// Indexes of `places` that stand for more than one command of the stream, ascending.
+    joined: Vec<usize>,
     /// The position behind the batch.
     pub end: u64,
     /// The db that is selected in the stream behind the batch.
@@ -103,6 +132,11 @@ impl Batch {
         }
     }
 
+    /// Whether a command was made from several of the stream.
+    pub fn is_joined(&self, index: usize) -> bool {
+        self.joined.binary_search(&index).is_ok()
+    }
+
     /// Takes one of its commands apart.
     pub fn name(&self, index: usize) -> Named {
         let db = (0..index)
@@ -127,6 +161,7 @@ impl Batch {
     fn clear(&mut self) {
         self.wire.clear();
         self.places.clear();
+        self.joined.clear();
         self.commands = 0;
         self.highest_db = 0;
         self.oldest_ms = 0;
@@ -164,6 +199,8 @@ pub struct Collector {
     connection_db: u32,
     in_transaction: bool,
     seal: Seal,
+    run: Option<Run>,
+    joins: bool,
     /// Whether the gateway's own keys have to be put back with the sealed part.
     wiped: bool,
     /// Commands that end at or before this offset are read and thrown away.
@@ -187,6 +224,8 @@ impl Collector {
             connection_db: 0,
             in_transaction: false,
             seal: Seal { wire: 0, places: 0, commands: 0, end: after, db, connection_db: 0 },
+            run: None,
+            joins: true,
             wiped: false,
             discard: 0,
             hold: u64::MAX,
@@ -203,6 +242,7 @@ impl Collector {
         self.connection_db = 0;
         self.in_transaction = false;
         self.seal = Seal { wire: 0, places: 0, commands: 0, end: after, db, connection_db: 0 };
+        self.run = None;
         self.wiped = false;
         self.transform.take_wiped();
     }
@@ -225,6 +265,11 @@ impl Collector {
     /// Leaves out the command that ends at this offset.
     pub fn skip(&mut self, end: u64) {
         self.skip.insert(end);
+    }
+
+    /// From here on every SET goes by itself, as it came.
+    pub fn join_nothing(&mut self) {
+        self.joins = false;
     }
 
     /// Takes bytes from the journal.
@@ -278,13 +323,34 @@ impl Collector {
             match self.transform.plan(&command) {
                 Plan::Skip => {}
                 Plan::Select(db) => self.db = db,
-                Plan::Multi => self.in_transaction = true,
+                Plan::Multi => {
+                    // What comes may have to wait for its EXEC, and what was collected before must not.
+                    close(&mut self.run, &mut self.open, &mut self.seal);
+                    self.in_transaction = true;
+                }
                 Plan::Exec => self.in_transaction = false,
                 _ if end <= self.discard => {}
                 _ if !self.skip.is_empty() && self.skip.contains(&end) => {}
                 plan => {
                     if self.open.oldest_ms == 0 {
                         self.open.oldest_ms = command.arrived_ms.max(1);
+                    }
+                    let small = match plan {
+                        Plan::Raw if self.joins => key_and_value(command.bytes),
+                        _ => None,
+                    };
+                    match (&mut self.run, small, self.open.places.last_mut()) {
+                        (Some(run), Some(pair), Some(place))
+                            if run.sets < RUN && self.connection_db == self.db =>
+                        {
+                            self.open.wire.extend_from_slice(pair);
+                            place.end = end;
+                            run.sets += 1;
+                            self.open.commands += 1;
+                            self.seal_here(end);
+                            continue;
+                        }
+                        _ => close(&mut self.run, &mut self.open, &mut self.seal),
                     }
                     if at == 0 {
                         self.open.wire.extend_from_slice(MULTI);
@@ -305,22 +371,30 @@ impl Collector {
                         }
                         _ => self.open.wire.extend_from_slice(command.bytes),
                     }
+                    if small.is_some() {
+                        self.run = Some(Run { at: start, sets: 1 });
+                    }
                     self.open.commands += 1;
                 }
             }
-            if !self.in_transaction {
-                self.wiped |= self.transform.take_wiped();
-                self.seal = Seal {
-                    wire: self.open.wire.len(),
-                    places: self.open.places.len(),
-                    commands: self.open.commands,
-                    end,
-                    db: self.db,
-                    connection_db: self.connection_db,
-                };
-            }
+            self.seal_here(end);
         }
         Ok(())
+    }
+
+    /// A batch may end behind the command that ends at `end`, unless a transaction is open there.
+    fn seal_here(&mut self, end: u64) {
+        if !self.in_transaction {
+            self.wiped |= self.transform.take_wiped();
+            self.seal = Seal {
+                wire: self.open.wire.len(),
+                places: self.open.places.len(),
+                commands: self.open.commands,
+                end,
+                db: self.db,
+                connection_db: self.connection_db,
+            };
+        }
     }
 
     /// Takes what is collected as a batch that records `mark(offset, db)`. `None` when it would change nothing,
@@ -329,6 +403,7 @@ impl Collector {
         if self.seal.wire == 0 && !anyway {
             return None;
         }
+        close(&mut self.run, &mut self.open, &mut self.seal);
         let mut batch = std::mem::take(&mut self.open);
         let mut next = std::mem::take(&mut self.spare);
         next.clear();
@@ -379,6 +454,9 @@ impl Collector {
         let from = if seal.wire == 0 { MULTI.len() } else { seal.wire };
         let shift = |at: usize| at - from;
         let base = next.wire.len();
+        let first = batch.joined.partition_point(|index| *index < seal.places);
+        let before = next.places.len();
+        next.joined.extend(batch.joined.drain(first..).map(|index| before + index - seal.places));
         let tail = batch.places.drain(seal.places..);
         next.places.extend(tail.map(|place| Place { at: base + shift(place.at), end: place.end }));
         next.wire.extend_from_slice(&batch.wire[from..]);
@@ -392,6 +470,19 @@ impl Collector {
     pub fn recycle(&mut self, batch: Batch) {
         self.spare = batch;
         self.spare.clear();
+    }
+}
+
+/// Makes one MSET of the SETs at the end of a batch.
+fn close(run: &mut Option<Run>, batch: &mut Batch, seal: &mut Seal) {
+    let Some(Run { at, sets }) = run.take().filter(|run| run.sets > 1) else { return };
+    // The run is either wholly sealed, or wholly behind the seal.
+    let sealed = seal.wire == batch.wire.len();
+    let head = format!("*{}\r\n$4\r\nMSET\r\n", 1 + 2 * sets);
+    batch.wire.splice(at..at + SET_HEAD_LEN, head.into_bytes());
+    batch.joined.push(batch.places.len() - 1);
+    if sealed {
+        seal.wire = batch.wire.len();
     }
 }
 

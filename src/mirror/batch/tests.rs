@@ -50,6 +50,11 @@ impl Model {
             "SET" => {
                 self.data.insert(place(self.db), args[2].clone());
             }
+            "MSET" => {
+                for pair in args[1..].chunks(2) {
+                    self.data.insert((self.db, pair[0].clone()), pair[1].clone());
+                }
+            }
             "DEL" => {
                 for key in &args[1..] {
                     self.data.remove(&(self.db, key.clone()));
@@ -127,7 +132,9 @@ fn stream(rng: &mut Rng, length: usize) -> (Vec<u8>, Model) {
     let mut model = Model::default();
     let one = |rng: &mut Rng, bytes: &mut Vec<u8>, model: &mut Model, serial: usize| {
         let key = format!("k{}", rng.below(5));
-        let args: Vec<String> = match rng.below(40) {
+        let args: Vec<String> = match rng.below(80) {
+            // Many of these stand next to one another.
+            40.. => vec!["SET".into(), key, format!("{serial}")],
             0..=12 => vec!["INCR".into(), format!("n{}", rng.below(5))],
             13..=25 => vec!["APPEND".into(), key, format!("{serial},")],
             26 => vec!["DEL".into(), key, "crossfade:position".into()],
@@ -318,8 +325,7 @@ fn a_batch_as_it_goes_over_the_wire() {
             "MULTI",
             "SELECT 2",
             "SET a 1",
-            "SET b 2",
-            "SET c 3",
+            "MSET b 2 c 3",
             "FLUSHALL",
             "SELECT 0",
             "SET crossfade:epoch 1",
@@ -327,11 +333,12 @@ fn a_batch_as_it_goes_over_the_wire() {
             "EXEC"
         ]
     );
-    assert_eq!((batch.len(), batch.commands, batch.db, batch.oldest_ms), (8, 4, 2, 5));
+    assert_eq!((batch.len(), batch.commands, batch.db, batch.oldest_ms), (7, 4, 2, 5));
+    assert_eq!((0..7).filter(|&index| batch.is_joined(index)).collect::<Vec<_>>(), [2]);
     assert!(collector.take(false, mark).is_none(), "the open transaction waits");
     fill(&mut collector, &["EXEC"]);
     let named = batch.name(2);
-    assert_eq!((named.name.as_str(), named.key.as_deref(), named.db), ("SET", Some(&b"b"[..]), 2));
+    assert_eq!((named.name.as_str(), named.key.as_deref(), named.db), ("MSET", Some(&b"b"[..]), 2));
     let batch = collector.take(false, mark).unwrap();
     assert_eq!(lines(&batch)[..3], ["MULTI", "SELECT 2", "SET d 4"]);
     let idle = collector.take(true, mark).unwrap();
@@ -342,9 +349,34 @@ fn a_batch_as_it_goes_over_the_wire() {
 }
 
 #[test]
+fn sets_are_joined() {
+    let mut collector = collector(0, 0, BatchLimits::default());
+    let sets: Vec<String> = (0..20).map(|n| format!("set k{n} {n}")).collect();
+    let mut all: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let large = format!("SET big {}", "x".repeat(SMALL));
+    all.extend(["SET e 1 EX 100", &large, "SET l 1", "MULTI", "SET m 2", "SET n 3"]);
+    fill(&mut collector, &all);
+    let batch = collector.take(false, mark).unwrap();
+    let sixteen: Vec<String> = (0..16).map(|n| format!("k{n} {n}")).collect();
+    let now = lines(&batch);
+    assert_eq!(now[1..3], [format!("MSET {}", sixteen.join(" ")), "MSET k16 16 k17 17 k18 18 k19 19".into()]);
+    assert!(now[3].starts_with("SET e 1 PXAT "), "{}", now[3]);
+    assert_eq!(now[4..6], [large, "SET l 1".into()]);
+    assert_eq!((now.len(), batch.commands), (8, 23));
+    // The rest of a transaction that has begun takes what it joined along.
+    fill(&mut collector, &["SET o 4", "EXEC", "SET p 5"]);
+    let batch = collector.take(false, mark).unwrap();
+    assert_eq!(lines(&batch)[1..3], ["MSET m 2 n 3", "MSET o 4 p 5"]);
+    assert!(batch.is_joined(0) && batch.is_joined(1) && !batch.is_joined(2));
+    collector.join_nothing();
+    fill(&mut collector, &["SET a 1", "SET b 2"]);
+    assert_eq!(lines(&collector.take(false, mark).unwrap())[1..3], ["SET a 1", "SET b 2"]);
+}
+
+#[test]
 fn a_transaction_beyond_the_limits_is_one_batch() {
     let mut collector = collector(0, 0, BatchLimits { commands: 2, bytes: 100 });
-    fill(&mut collector, &["MULTI", "SET a 1", "SET b 2", "SET c 3", "EXEC", "SET d 4"]);
+    fill(&mut collector, &["MULTI", "INCR a", "INCR b", "INCR c", "EXEC", "INCR d"]);
     assert!(collector.is_full());
     assert_eq!(collector.take(false, mark).unwrap().commands, 3);
     collector.collect().unwrap();
