@@ -303,6 +303,15 @@ async fn a_journal_that_is_opened_again_goes_on() {
         feed.streaming().await;
         let mut end = feed.journal.end();
         let more = end.wait_for(|end| *end > before + 100_000);
+        tokio::time::timeout(PATIENCE, more).await.unwrap().unwrap();
+        // One record is on disk, and there will be another one to tear.
+        let deadline = Instant::now() + PATIENCE;
+        while newest(dir.path()).is_none_or(|path| std::fs::metadata(path).unwrap().len() < 100) {
+            assert!(Instant::now() < deadline, "nothing is written");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let here = feed.journal.received();
+        let more = end.wait_for(|end| *end > here + 1000);
         let reached = *tokio::time::timeout(PATIENCE, more).await.unwrap().unwrap();
         let journal = feed.stop().await;
         assert!(journal.received() >= reached);
@@ -342,14 +351,15 @@ async fn a_journal_that_is_opened_again_goes_on() {
     assert_eq!(feed.journal.generation(), 1);
 }
 
+/// The segment that is written to.
+fn newest(dir: &Path) -> Option<PathBuf> {
+    let all = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    all.filter(|path| path.extension().is_some_and(|ext| ext == "log")).max()
+}
+
 /// Cuts bytes off the newest segment.
 fn tear(dir: &Path, bytes: u64) {
-    let newest = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|ext| ext == "log"))
-        .max()
-        .unwrap();
+    let newest = newest(dir).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(newest).unwrap();
     let length = file.metadata().unwrap().len();
     file.set_len(length.saturating_sub(bytes)).unwrap();

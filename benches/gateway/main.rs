@@ -11,12 +11,15 @@
 //! cargo bench --bench gateway -- --mirror            SET with a live mirror against SET without one
 //! cargo bench --bench gateway -- --snapshot [--keys N]   from `start` to `mirroring`, against native REPLICAOF
 //! cargo bench --bench gateway -- --switches [--count N]  cutovers and rollbacks under 20,000 commands a second
+//! cargo bench --bench gateway -- --idle [--count N]      50 busy clients beside 10,000 idle ones, against 50 alone
+//! cargo bench --bench gateway -- --fair                  GET of 50 clients beside one that moves 50 MiB values
 //! ```
 //! `redis-benchmark` makes the load; it and the servers run on the same cores, so ratios mean more than absolutes.
 //! Every round runs every target of a case once, each time beginning with another one.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to a person")]
 
+mod company;
 mod load;
 mod measures;
 mod peers;
@@ -33,7 +36,7 @@ struct Args {
     seconds: f64,
     peers: bool,
     keys: u64,
-    count: usize,
+    count: Option<usize>,
     what: What,
 }
 
@@ -43,6 +46,8 @@ enum What {
     Mirror,
     Snapshot,
     Switches,
+    Idle,
+    Fair,
 }
 
 impl Args {
@@ -54,7 +59,7 @@ impl Args {
             seconds: 1.5,
             peers: true,
             keys: 2_000_000,
-            count: 20,
+            count: None,
             what: What::Throughput,
         };
         let mut words = std::env::args().skip(1);
@@ -67,11 +72,13 @@ impl Args {
                 "--rounds" => args.rounds = value()?.parse()?,
                 "--seconds" => args.seconds = value()?.parse()?,
                 "--keys" => args.keys = value()?.parse()?,
-                "--count" => args.count = value()?.parse()?,
+                "--count" => args.count = Some(value()?.parse()?),
                 "--cases" => args.cases = value()?.split(',').map(ToString::to_string).collect(),
                 "--mirror" => args.what = What::Mirror,
                 "--snapshot" => args.what = What::Snapshot,
                 "--switches" => args.what = What::Switches,
+                "--idle" => args.what = What::Idle,
+                "--fair" => args.what = What::Fair,
                 other => {
                     bail!("{other}: not an option of this benchmark; its first lines of source list them")
                 }
@@ -97,7 +104,9 @@ fn main() -> Result<()> {
             What::Throughput => load::run(&args).await,
             What::Mirror => measures::mirror(&args).await,
             What::Snapshot => measures::snapshot(&args).await,
-            What::Switches => measures::switches(&args).await,
+            What::Switches => measures::switches(&args, args.count.unwrap_or(20)).await,
+            What::Idle => company::idle(&args, args.count.unwrap_or(10_000)).await,
+            What::Fair => company::fair(&args).await,
         }
     })
 }

@@ -224,7 +224,7 @@ async fn loaded(replica: &Server, keys_wanted: u64) -> Result<()> {
 }
 
 /// Switches there and back under checked traffic of 32 clients at 20,000 commands a second.
-pub(crate) async fn switches(args: &Args) -> Result<()> {
+pub(crate) async fn switches(args: &Args, count: usize) -> Result<()> {
     args.note(&machine());
     let mut rig = Rig::new(&[], &[]).await?;
     let plan = Plan { pace: Some(20_000), ..Plan::new(rig.gateway.address()) };
@@ -235,7 +235,7 @@ pub(crate) async fn switches(args: &Args) -> Result<()> {
     let (mut holds, mut pauses, mut seen) = (Vec::new(), Vec::new(), Vec::new());
     let began = Instant::now();
     let first = workload.operations();
-    for turn in 0..args.count {
+    for turn in 0..count {
         workload.take_worst_ms();
         let entry = if turn % 2 == 0 { rig.gateway.cutover().await? } else { rig.gateway.rollback().await? };
         holds.push(entry["max_hold_ms"].as_f64().context("max_hold_ms")?);
@@ -246,12 +246,12 @@ pub(crate) async fn switches(args: &Args) -> Result<()> {
     }
     let rate = (workload.operations() - first) as f64 / began.elapsed().as_secs_f64();
     let history = workload.stop().await?;
-    let active = if args.count % 2 == 1 { &rig.destination } else { &rig.source };
+    let active = if count % 2 == 1 { &rig.destination } else { &rig.source };
     let verdict = history.judge(&active.address()).await?;
     let worst = |figures: &[f64]| figures.iter().copied().fold(0.0, f64::max);
     let document = json!({
         "case": "switches",
-        "switches": args.count,
+        "switches": count,
         "commands_per_second": rate.round(),
         "max_hold_ms": {"median": round(median(&holds), 2), "worst": round(worst(&holds), 2)},
         "pause_ms": {"median": round(median(&pauses), 2), "worst": round(worst(&pauses), 2)},
@@ -268,7 +268,7 @@ pub(crate) async fn switches(args: &Args) -> Result<()> {
 }
 
 /// The document itself, or laid out for a person.
-fn print(args: &Args, document: &serde_json::Value) {
+pub(crate) fn print(args: &Args, document: &serde_json::Value) {
     if args.json {
         println!("{document}");
     } else {

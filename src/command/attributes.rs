@@ -80,6 +80,10 @@ fn lane(name: &str) -> Lane {
         "hello" | "auth" | "select" | "quit" | "reset" | "asking" | "readonly" | "readwrite" | "client"
         | "client|id" | "client|setname" | "client|getname" | "client|setinfo" | "client|info"
         | "client|list" | "client|kill" | "client|unblock" | "client|capa" => Lane::Local,
+        // To clients the gateway is the one node of a cluster.
+        "cluster|slots" | "cluster|shards" | "cluster|nodes" | "cluster|info" | "cluster|myid"
+        | "cluster|myshardid" | "cluster|keyslot" | "cluster|replicas" | "cluster|slaves"
+        | "cluster|links" => Lane::Local,
         // `host:` and `post` are how a server recognises a misled HTTP client: it closes the connection, which
         // would be everybody's lane.
         "sync" | "psync" | "replconf" | "cluster|syncslots" | "host:" | "post" => Lane::Refused,

@@ -172,6 +172,7 @@ fn listen(file: &file::Listen) -> Result<Listen> {
         )?,
         idle_timeout: timeout(file.idle_timeout),
         tcp_keepalive: timeout(file.tcp_keepalive),
+        allow_replicas: file.allow_replicas,
     })
 }
 

@@ -80,6 +80,7 @@ pub(super) struct Listen {
     pub(super) idle_timeout: Duration,
     #[serde(with = "units::duration")]
     pub(super) tcp_keepalive: Duration,
+    pub(super) allow_replicas: bool,
 }
 
 impl Default for Listen {
@@ -94,6 +95,7 @@ impl Default for Listen {
             query_buffer_limit: 1 << 30,
             idle_timeout: Duration::ZERO,
             tcp_keepalive: Duration::from_secs(300),
+            allow_replicas: false,
         }
     }
 }

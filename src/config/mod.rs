@@ -78,6 +78,8 @@ pub struct Listen {
     pub idle_timeout: Option<Duration>,
     /// TCP keepalive towards clients; none switches it off.
     pub tcp_keepalive: Option<Duration>,
+    /// Whether a client may replicate the active server through the gateway.
+    pub allow_replicas: bool,
 }
 
 /// `[listen.tls]`: PEM files.

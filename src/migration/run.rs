@@ -129,6 +129,7 @@ fn listen(config: &Config) -> Result<ListenOptions> {
         query_buffer_limit: listen.query_buffer_limit,
         idle_timeout: listen.idle_timeout,
         tcp_keepalive: listen.tcp_keepalive,
+        allow_replicas: listen.allow_replicas,
     })
 }
 

@@ -24,14 +24,15 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::outbuf::{OutBuf, SLICES};
+use super::outbuf::{OutBuf, SLICES, TURN};
 use super::session::Session;
 use super::upstream::{DialError, Key, dial};
-use super::worker::Worker;
+use super::worker::{Worker, later};
 use crate::resp::scan::ReplyScanner;
 use crate::server::Stream;
 
@@ -116,17 +117,23 @@ impl Lane {
     /// Appends a run of `replies` commands of one session.
     #[inline]
     pub(super) fn push(&self, session: &Rc<Session>, bytes: &[u8], replies: u32, discard: bool) {
+        self.out.borrow_mut().take(bytes);
+        self.expect(session, bytes.len(), replies, discard);
+    }
+
+    /// As [`Lane::push`], without a copy of the bytes.
+    pub(super) fn push_whole(&self, session: &Rc<Session>, bytes: Bytes) {
+        let size = bytes.len();
+        self.out.borrow_mut().push(bytes);
+        self.expect(session, size, 1, false);
+    }
+
+    /// Takes note of whose replies the bytes that were just appended will bring.
+    #[inline]
+    fn expect(&self, session: &Rc<Session>, size: usize, replies: u32, discard: bool) {
         let start = self.appended.get();
-        let end = start + bytes.len() as u64;
+        let end = start + size as u64;
         self.appended.set(end);
-        {
-            let mut out = self.out.borrow_mut();
-            if bytes.len() >= super::outbuf::LARGE {
-                out.push(bytes::Bytes::copy_from_slice(bytes));
-            } else {
-                out.extend(bytes);
-            }
-        }
         let mut fifo = self.fifo.borrow_mut();
         match fifo.back_mut() {
             Some(last)
@@ -266,7 +273,12 @@ impl Lane {
             }
             self.batch_end.set(self.appended.get());
         }
+        let mut turn = 0;
         while !out.is_empty() {
+            if turn >= TURN {
+                later(cx);
+                break;
+            }
             let written = {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let count = out.slices(&mut slices);
@@ -280,6 +292,7 @@ impl Lane {
                 Poll::Ready(Ok(0)) => return Poll::Ready("the connection takes no more bytes".into()),
                 Poll::Ready(Ok(n)) => {
                     out.advance(n);
+                    turn += n;
                     self.written.set(self.written.get() + n as u64);
                     io.unflushed = true;
                 }
@@ -305,7 +318,7 @@ impl Lane {
 
     fn read(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) -> Poll<String> {
         // A bound, so that one busy lane does not keep the worker from its other tasks.
-        for _ in 0..16 {
+        for _ in 0..TURN / READ {
             let mut read = ReadBuf::new(&mut io.buf[io.held..]);
             match Pin::new(&mut io.stream).poll_read(cx, &mut read) {
                 Poll::Pending => return Poll::Pending,
@@ -324,7 +337,7 @@ impl Lane {
                 }
             }
         }
-        cx.waker().wake_by_ref();
+        later(cx);
         Poll::Pending
     }
 

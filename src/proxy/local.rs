@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::cluster;
 use super::registry::ClientEntry;
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Answer, Step, credentials};
@@ -28,6 +29,7 @@ pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[
         "auth" => auth(session, core, args),
         "hello" => hello(session, core, args),
         "client" => client(session, core, raw, args),
+        "cluster" => cluster::answer(session, core, raw, args),
         // Cluster modes of a connection: the gateway is one node and follows no redirections.
         "readonly" | "readwrite" | "asking" => say(session, core, write::ok),
         _ => say(session, core, |out| write::error(out, format!("ERR unknown command '{name}'"))),
@@ -35,7 +37,7 @@ pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[
 }
 
 /// Replies, unless the client asked not to be answered.
-fn say(session: &Session, core: &Core, write: impl FnOnce(&mut Vec<u8>)) -> Step {
+pub(super) fn say(session: &Session, core: &Core, write: impl FnOnce(&mut Vec<u8>)) -> Step {
     if core.reply_mode == ReplyMode::On {
         session.reply(write);
     }

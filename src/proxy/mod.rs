@@ -19,6 +19,7 @@
 //! * bytes are forwarded as they came.
 
 mod client;
+mod cluster;
 mod cursors;
 mod gate;
 mod handle;
@@ -94,6 +95,9 @@ pub struct ListenOptions {
     pub idle_timeout: Option<Duration>,
     /// TCP keep-alive probes; `None`: off.
     pub tcp_keepalive: Option<Duration>,
+    /// Whether clients may replicate: PSYNC, SYNC and REPLCONF are passed on, and such a client is closed by a
+    /// switch, so that it attaches to the other side.
+    pub allow_replicas: bool,
 }
 
 impl Default for ListenOptions {
@@ -108,6 +112,7 @@ impl Default for ListenOptions {
             query_buffer_limit: 1024 * 1024 * 1024,
             idle_timeout: None,
             tcp_keepalive: Some(Duration::from_secs(300)),
+            allow_replicas: false,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::Active;
-use super::pinned::{Expect, Fate, Pinned};
+use super::pinned::{Expect, Fate, Pinned, Replica};
 use super::session::Session;
 use super::upstream::{DialError, Key, dial};
 use crate::resp::write;
@@ -27,6 +27,9 @@ impl Session {
         if pinned.is_subscribed() && !pinned.owes() {
             // Whatever was published before has been sent to this connection before its answer to the PING.
             pinned.ask(PING, Expect::Swallow, false);
+            self.wake();
+        }
+        if pinned.is_held_back() {
             self.wake();
         }
         Drained { recall: self.recall(pinned), transaction: pinned.transaction.is_some() }
@@ -79,7 +82,12 @@ impl Session {
         let key = {
             let core = self.core.borrow();
             let Some(pinned) = core.pinned.as_deref() else { return Ok(()) };
-            Key { side: active, identity: pinned.upstream.key.identity.clone() }
+            if pinned.replica != Replica::No && pinned.upstream.key.side != active {
+                // The other side has a history of its own: it has to attach anew.
+                self.close_now();
+                return Ok(());
+            }
+            Key::new(active, pinned.upstream.key.identity.clone())
         };
         let moves = {
             let core = self.core.borrow();

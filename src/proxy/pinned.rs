@@ -30,6 +30,9 @@ use crate::resp::write;
 /// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.
 const REMEMBERED: usize = 64 * 1024 * 1024;
 
+/// While so much of what it asked for waits to be read by the client, no more is read from its own connection.
+pub(super) const HELD_BACK: usize = 4 * 1024 * 1024;
+
 /// What a reply that is owed will mean.
 #[derive(Debug)]
 pub(super) enum Expect {
@@ -134,6 +137,16 @@ impl Blocked {
     }
 }
 
+/// Whether the client is a replica (`listen.allow_replicas`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replica {
+    No,
+    /// It has said REPLCONF.
+    Introduced,
+    /// It has asked for the stream: from here on bytes go both ways as they are.
+    Attached,
+}
+
 /// The connection and what is known of its state.
 #[derive(Debug)]
 pub(super) struct Pinned {
@@ -151,7 +164,12 @@ pub(super) struct Pinned {
     pub(super) patterns: HashSet<Bytes>,
     pub(super) shards: HashSet<Bytes>,
     pub(super) monitor: bool,
+    pub(super) replica: Replica,
     invalidate: bool,
+    /// A large reply is being passed on as it comes; whether the client wants it.
+    streaming: Option<bool>,
+    /// Nothing more is read before the client has taken what it has.
+    held_back: bool,
 }
 
 impl Pinned {
@@ -171,13 +189,16 @@ impl Pinned {
             patterns: HashSet::new(),
             shards: HashSet::new(),
             monitor: false,
+            replica: Replica::No,
             invalidate: false,
+            streaming: None,
+            held_back: false,
         }
     }
 
     /// Whether replies are still to come.
     pub(super) fn owes(&self) -> bool {
-        !self.expects.is_empty()
+        !self.expects.is_empty() || self.streaming.is_some()
     }
 
     pub(super) fn is_blocked(&self) -> bool {
@@ -190,13 +211,14 @@ impl Pinned {
 
     /// Whether the connection may serve anybody.
     pub(super) fn is_clean(&self) -> bool {
-        self.expects.is_empty()
+        !self.owes()
             && self.transaction.is_none()
             && !self.watching
             && self.blocked.is_none()
             && self.sticky.is_empty()
             && !self.is_subscribed()
             && !self.monitor
+            && self.replica == Replica::No
             && self.buf.is_empty()
             && self.out.is_empty()
     }
@@ -217,8 +239,20 @@ impl Pinned {
         self.invalidate = tracked;
     }
 
+    /// Passes on what an attached replica says.
+    pub(super) fn relay(&mut self, bytes: &[u8]) {
+        self.out.extend(bytes);
+    }
+
+    /// Whether reading can go on, now that the client has taken something.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.held_back
+    }
+
     fn flags(&self) -> &'static str {
-        if self.monitor {
+        if self.replica != Replica::No {
+            "S"
+        } else if self.monitor {
             "O"
         } else if self.is_subscribed() {
             "P"
@@ -268,7 +302,7 @@ impl Session {
         let Some(pinned) = core.pinned.as_deref_mut() else { return Step::Wait };
         let name = spec.map_or("", |spec| spec.name);
         // Some things need a quiet connection: their reply is made here, or depends on what came before.
-        let route = spec.map(|spec| command::route(spec, args).1);
+        let route = spec.map(|spec| self.lane_of(spec, args));
         // What was sent last decides: behind an EXEC in flight the transaction is over, though not answered yet.
         let in_transaction = pinned
             .expects
@@ -288,6 +322,10 @@ impl Session {
             if !in_transaction || immediate {
                 if pinned.owes() {
                     return Step::Wait;
+                }
+                if let (Some(Route::Refused), Some(spec)) = (route, spec) {
+                    self.refuse(core, spec);
+                    return Step::Done;
                 }
                 return self.local_while_pinned(core, name, raw, args);
             }
@@ -317,6 +355,19 @@ impl Session {
                 Expect::EndTransaction
             }
             _ if in_transaction => Expect::Queued(Bytes::copy_from_slice(raw)),
+            "replconf" => {
+                pinned.replica = Replica::Introduced;
+                Expect::Plain
+            }
+            "psync" | "sync" => {
+                if pinned.owes() {
+                    return Step::Wait;
+                }
+                pinned.replica = Replica::Attached;
+                pinned.out.extend(raw);
+                *self.entry.flags.lock() = pinned.flags();
+                return Step::Done;
+            }
             "watch" => Expect::Watch,
             "unwatch" => Expect::Unwatch,
             "monitor" => Expect::Sticky(Bytes::copy_from_slice(raw)),
@@ -424,6 +475,9 @@ impl Session {
     pub(super) fn poll_pinned(self: &Rc<Self>, core: &mut Core, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
         loop {
+            if progress && self.is_turn_over() {
+                return true;
+            }
             let Some(pinned) = core.pinned.as_deref_mut() else { return progress };
             while !pinned.out.is_empty() {
                 let written = {
@@ -434,6 +488,7 @@ impl Session {
                 match written {
                     Poll::Ready(Ok(n)) if n > 0 => {
                         pinned.out.advance(n);
+                        self.note_moved(n);
                         progress = true;
                     }
                     Poll::Ready(_) => return self.pinned_lost(),
@@ -443,11 +498,25 @@ impl Session {
             if let Poll::Ready(Err(_)) = Pin::new(&mut pinned.upstream.stream).poll_flush(cx) {
                 return self.pinned_lost();
             }
-            pinned.buf.reserve(16 * 1024);
+            // A switch waits for the reply whatever the client does, so then all of it is taken.
+            pinned.held_back = self.unread() > HELD_BACK && !self.worker.gate_closed();
+            if pinned.held_back {
+                return progress;
+            }
+            let room = if pinned.streaming.is_some() { 64 * 1024 } else { 16 * 1024 };
+            pinned.buf.reserve(room);
             match poll_read(pinned, cx) {
                 Poll::Pending => return progress,
-                Poll::Ready(Ok(n)) if n > 0 => progress = true,
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.note_moved(n);
+                    progress = true;
+                }
                 Poll::Ready(_) => return self.pinned_lost(),
+            }
+            if pinned.replica == Replica::Attached {
+                let bytes = pinned.buf.split().freeze();
+                self.send_whole(bytes);
+                continue;
             }
             if !self.pinned_frames(core) {
                 return self.pinned_lost();

@@ -18,19 +18,25 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::client::ClientStream;
 use super::lane::Lane;
-use super::outbuf::{OutBuf, SLICES};
-use super::pinned::Pinned;
+use super::outbuf::{OutBuf, SLICES, TURN};
+use super::pinned::{HELD_BACK, Pinned, Replica};
 use super::registry::ClientEntry;
 use super::special::{Outcome, Step};
 use super::upstream::{Identity, Key};
-use super::worker::{self, Worker};
+use super::worker::{self, Worker, later};
 use crate::command::{self, Lane as Route, Switch};
 use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::write;
+
+/// From this size on a command or a reply is bulk, and its client's commands go over another lane than everybody's: a
+/// lane is a queue, and what stands behind 100 MiB waits for them.
+const BULK: usize = 64 * 1024;
+/// For how long a client counts as one that moves much, in milliseconds.
+const BULK_FOR: u64 = 10_000;
 
 /// How far a session is from its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +66,8 @@ pub(super) struct Core {
     pub(super) identity: Identity,
     lane: Option<Rc<Lane>>,
     lane_epoch: u64,
+    /// The command in front is whole, large, and to be handed to the lane without a copy; its length.
+    front: Option<usize>,
     pub(super) pinned: Option<Box<Pinned>>,
     /// Something that must finish before the next command: a connection being opened.
     pub(super) pending: Option<Pin<Box<dyn Future<Output = Outcome>>>>,
@@ -83,6 +91,12 @@ pub(super) struct Session {
     waker: RefCell<Option<Waker>>,
     dirty: Cell<bool>,
     write_blocked: Cell<bool>,
+    /// Bytes of a reply that has not come to its end.
+    partial: Cell<usize>,
+    /// Until when this is a client that moves much, by the worker's clock.
+    bulk_until: Cell<u64>,
+    /// Bytes that the session's task has moved in this turn.
+    turn: Cell<usize>,
     /// The name of the command that was handed out last, for messages.
     pub(super) last: Cell<&'static str>,
     pub(super) core: RefCell<Core>,
@@ -100,6 +114,9 @@ impl Session {
             waker: RefCell::new(None),
             dirty: Cell::new(false),
             write_blocked: Cell::new(false),
+            partial: Cell::new(0),
+            bulk_until: Cell::new(0),
+            turn: Cell::new(0),
             last: Cell::new(""),
             core: RefCell::new(Core {
                 input: BytesMut::new(),
@@ -107,6 +124,7 @@ impl Session {
                 identity: Identity::default(),
                 lane: None,
                 lane_epoch: 0,
+                front: None,
                 pinned: None,
                 pending: None,
                 reply_mode: ReplyMode::On,
@@ -150,8 +168,13 @@ impl Session {
     pub(super) fn deliver(self: &Rc<Self>, bytes: &[u8], answered: u32, discard: bool, worker: &Worker) {
         let left = self.inflight.get().saturating_sub(answered);
         self.inflight.set(left);
+        let partial = self.partial.get() + bytes.len();
+        if answered <= 1 && partial >= BULK {
+            self.note_bulk();
+        }
+        self.partial.set(if answered == 0 { partial } else { 0 });
         if !discard && self.closing.get() != Closing::Now {
-            self.out.borrow_mut().extend(bytes);
+            self.out.borrow_mut().take(bytes);
             self.mark_dirty(worker);
         }
         if left == 0 && (self.closing.get() != Closing::Open || self.waits_for_replies()) {
@@ -162,6 +185,11 @@ impl Session {
     fn waits_for_replies(&self) -> bool {
         // Borrowed only while the session's own task runs, which then sees the new count itself.
         self.core.try_borrow().is_ok_and(|core| !core.input.is_empty() || core.eof)
+    }
+
+    /// Something large passed: the client's next commands keep out of the others' way.
+    fn note_bulk(&self) {
+        self.bulk_until.set(self.worker.clock() + BULK_FOR);
     }
 
     fn mark_dirty(self: &Rc<Self>, worker: &Worker) {
@@ -177,9 +205,19 @@ impl Session {
         self.out.borrow_mut().extend(&bytes);
     }
 
+    /// Whether the client is answered at present.
+    pub(super) fn wants_replies(&self, core: &Core) -> bool {
+        core.reply_mode == ReplyMode::On
+    }
+
     /// Appends bytes for the client.
     pub(super) fn send(&self, bytes: &[u8]) {
         self.out.borrow_mut().extend(bytes);
+    }
+
+    /// Appends bytes for the client, without a copy when they are many.
+    pub(super) fn send_whole(&self, bytes: Bytes) {
+        self.out.borrow_mut().push(bytes);
     }
 
     /// Writes what the socket takes, from outside the session's task.
@@ -190,7 +228,13 @@ impl Session {
         }
         let mut out = self.out.borrow_mut();
         let stream = self.stream.borrow();
+        let mut turn = 0;
         while !out.is_empty() {
+            if turn >= TURN {
+                self.write_blocked.set(true);
+                self.wake();
+                break;
+            }
             let written = {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let count = out.slices(&mut slices);
@@ -199,6 +243,7 @@ impl Session {
             match written {
                 Ok(n) => {
                     out.advance(n);
+                    turn += n;
                     self.worker.count_out(n);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -216,9 +261,14 @@ impl Session {
         self.check_output();
     }
 
+    /// Bytes that wait for the client.
+    pub(super) fn unread(&self) -> usize {
+        self.out.borrow().len()
+    }
+
     /// A client that does not read is closed before its replies fill the memory.
     fn check_output(&self) {
-        let waiting = self.out.borrow().len();
+        let waiting = self.unread();
         if waiting > self.worker.options().listen.output_buffer_limit && self.closing.get() != Closing::Now {
             tracing::info!(
                 client = %self.entry.addr,
@@ -238,6 +288,7 @@ impl Session {
             }
         }
         let mut core = self.core.borrow_mut();
+        self.turn.set(0);
         // A bound, so that one busy client does not keep the worker from the others.
         for _ in 0..16 {
             if self.entry.killed.load(Ordering::Acquire) || self.closing.get() == Closing::Now {
@@ -262,12 +313,29 @@ impl Session {
             if self.is_done(&core) {
                 return Poll::Ready(());
             }
+            let held_back = core.pinned.as_ref().is_some_and(|pinned| pinned.is_held_back());
+            if held_back && self.unread() <= HELD_BACK {
+                progress = true;
+            }
             if !progress {
                 return Poll::Pending;
             }
+            if self.is_turn_over() {
+                break;
+            }
         }
-        cx.waker().wake_by_ref();
+        later(cx);
         Poll::Pending
+    }
+
+    /// Whether others should have their turn before this session moves more bytes.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.turn.get() >= TURN
+    }
+
+    /// Counts bytes that were moved in this turn.
+    pub(super) fn note_moved(&self, bytes: usize) {
+        self.turn.set(self.turn.get() + bytes);
     }
 
     /// Whether everything owed has been delivered to a client that leaves.
@@ -293,6 +361,10 @@ impl Session {
         }
         let mut stream = self.stream.borrow_mut();
         while !out.is_empty() {
+            if self.is_turn_over() {
+                later(cx);
+                return Poll::Pending;
+            }
             let written = {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let count = out.slices(&mut slices);
@@ -301,6 +373,7 @@ impl Session {
             match written {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     out.advance(n);
+                    self.note_moved(n);
                     self.worker.count_out(n);
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
@@ -344,7 +417,7 @@ impl Session {
             return false;
         }
         let have = core.input.len();
-        let chunk = core.scanner.need().saturating_sub(have).clamp(16 * 1024, 1024 * 1024);
+        let chunk = core.scanner.need().saturating_sub(have).clamp(16 * 1024, TURN);
         core.input.resize(have + chunk, 0);
         let got = match self.stream.borrow_mut().poll_read(cx, &mut core.input[have..]) {
             Poll::Pending => {
@@ -367,6 +440,7 @@ impl Session {
     }
 
     fn note_input(&self, got: usize) {
+        self.note_moved(got);
         self.worker.count_in(got);
         self.entry.last_active.store(self.worker.clock_ms(&self.entry), Ordering::Relaxed);
     }
@@ -387,8 +461,13 @@ impl Session {
         }
         let was_pending = core.pending.is_some();
         let mut input = std::mem::take(&mut core.input);
-        let used = self.process(core, &input);
+        let mut used = self.process(core, &input);
         input.advance(used);
+        if let Some(size) = core.front.take() {
+            let command = input.split_to(size).freeze();
+            self.push_whole(core, command);
+            used += size;
+        }
         if !input.is_empty() {
             core.input = input;
         }
@@ -398,6 +477,7 @@ impl Session {
 
     /// Takes whole commands from the front of `data`; how many bytes are done with.
     fn process(self: &Rc<Self>, core: &mut Core, data: &[u8]) -> usize {
+        core.front = None;
         if !self.may_process(core) {
             if self.worker.gate_closed() && core.held_since.is_none() {
                 core.held_since = Some(Instant::now());
@@ -407,6 +487,11 @@ impl Session {
         if let Some(lane) = core.lane.as_ref().filter(|lane| lane.is_full()) {
             lane.wait_for_room(self);
             return 0;
+        }
+        if let Some(pinned) = core.pinned.as_deref_mut().filter(|pinned| pinned.replica == Replica::Attached)
+        {
+            pinned.relay(data);
+            return data.len();
         }
         let limits = Limits::default();
         let mut at = 0;
@@ -442,10 +527,22 @@ impl Session {
                         && !spec.is_container()
                         && !matches!(spec.switch, Switch::BringsScript | Switch::Cursor(_))
                     {
-                        count += 1;
-                        at = end;
-                        self.last.set(spec.name);
-                        continue;
+                        if frame.len < BULK {
+                            count += 1;
+                            at = end;
+                            self.last.set(spec.name);
+                            continue;
+                        }
+                        self.hand_out(core, &data[run..at], &mut count);
+                        self.note_bulk();
+                        let is_full = core.lane.as_ref().is_some_and(|lane| lane.is_full());
+                        if !is_full && (self.inflight.get() == 0 || self.is_on_bulk_lane(core)) {
+                            self.last.set(spec.name);
+                            core.front = Some(frame.len);
+                        }
+                        full = is_full;
+                        run = at;
+                        break;
                     }
                 }
             }
@@ -487,19 +584,44 @@ impl Session {
         }
     }
 
+    fn is_on_bulk_lane(&self, core: &Core) -> bool {
+        core.lane_epoch == self.worker.epoch.get() && core.lane.as_ref().is_some_and(|lane| lane.key.bulk)
+    }
+
+    /// The lane for what this session hands out now. It moves to another one only when nothing is in flight, or its
+    /// replies would come out of order.
+    #[inline]
+    fn lane<'a>(&self, core: &'a mut Core) -> &'a Rc<Lane> {
+        let epoch = self.worker.epoch.get();
+        let bulk = self.bulk_until.get() > self.worker.clock();
+        let stays = core.lane_epoch == epoch
+            && core.lane.as_ref().is_some_and(|lane| lane.key.bulk == bulk || self.inflight.get() > 0);
+        if !stays {
+            core.lane = None;
+            core.lane_epoch = epoch;
+        }
+        core.lane.get_or_insert_with(|| {
+            let key = Key { bulk, ..Key::new(self.worker.active.get(), core.identity.clone()) };
+            self.worker.lane(&key)
+        })
+    }
+
     /// Appends commands to the lane of this session's identity.
     pub(super) fn push(self: &Rc<Self>, core: &mut Core, bytes: &[u8], replies: u32, discard: bool) {
-        let epoch = self.worker.epoch.get();
-        let lane = match &core.lane {
-            Some(lane) if core.lane_epoch == epoch => lane,
-            _ => {
-                let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
-                core.lane_epoch = epoch;
-                core.lane.insert(self.worker.lane(&key))
-            }
-        };
+        let lane = self.lane(core);
         self.inflight.set(self.inflight.get() + replies);
         lane.push(self, bytes, replies, discard);
+        if lane.is_full() {
+            lane.wait_for_room(self);
+        }
+    }
+
+    /// As [`Session::push`] for one large command, without a copy.
+    fn push_whole(self: &Rc<Self>, core: &mut Core, command: Bytes) {
+        let lane = self.lane(core);
+        self.inflight.set(self.inflight.get() + 1);
+        lane.push_whole(self, command);
+        self.worker.count_commands(1);
         if lane.is_full() {
             lane.wait_for_room(self);
         }

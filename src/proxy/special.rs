@@ -10,7 +10,7 @@ use super::pinned::Pinned;
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::upstream::{Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply};
 use super::worker::Worker;
-use crate::command::{self, Kind, Lane as Route, Pin, Switch};
+use crate::command::{self, Kind, Lane as Route, Pin, Spec, Switch};
 use crate::error::Error;
 use crate::resp::scan::{Frame, split_inline};
 use crate::resp::value::{self, Value};
@@ -87,8 +87,7 @@ impl Session {
         }
         // What no server knows has one reply: that it is unknown.
         let Some(spec) = spec else { return self.share(core, raw) };
-        let (_, lane) = command::route(spec, args);
-        match lane {
+        match self.lane_of(spec, args) {
             Route::Shared => match spec.switch {
                 Switch::Cursor(at) if self.worker.epoch.get() > 0 => self.scan(core, args, usize::from(at)),
                 _ => self.share(core, raw),
@@ -97,15 +96,7 @@ impl Session {
                 if self.inflight.get() > 0 {
                     return Step::Wait;
                 }
-                self.reply(|out| {
-                    write::error(
-                        out,
-                        format!(
-                            "ERR {} is not available through the gateway; connect to the server itself",
-                            spec.name.to_ascii_uppercase()
-                        ),
-                    );
-                });
+                self.refuse(core, spec);
                 Step::Done
             }
             Route::Local | Route::Pinned(Pin::ReplyMode) => {
@@ -126,7 +117,7 @@ impl Session {
                 if self.inflight.get() > 0 {
                     return Step::Wait;
                 }
-                let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
+                let key = Key::new(self.worker.active.get(), core.identity.clone());
                 if let Some(upstream) = self.worker.take_pooled(&key) {
                     self.pin(core, upstream);
                     return self.pinned_command(core, raw, args, Some(spec));
@@ -138,6 +129,32 @@ impl Session {
                 }));
                 Step::Wait
             }
+        }
+    }
+
+    /// How a command of this client goes.
+    pub(super) fn lane_of(&self, spec: &'static Spec, args: &[&[u8]]) -> Route {
+        match command::route(spec, args).1 {
+            Route::Refused if is_replication(spec) && self.worker.options().listen.allow_replicas => {
+                Route::Pinned(Pin::Other)
+            }
+            lane => lane,
+        }
+    }
+
+    /// Says that a command does not go through the gateway.
+    pub(super) fn refuse(&self, core: &Core, spec: &Spec) {
+        let name = spec.name.to_ascii_uppercase();
+        let or = if is_replication(spec) { ", or set listen.allow_replicas" } else { "" };
+        if self.wants_replies(core) {
+            self.reply(|out| {
+                write::error(
+                    out,
+                    format!(
+                        "ERR {name} is not available through the gateway; connect to the server itself{or}"
+                    ),
+                );
+            });
         }
     }
 
@@ -155,7 +172,7 @@ impl Session {
 
     /// A command that the table does not have, a module's perhaps: the server says what it is.
     fn look_up(self: &Rc<Self>, core: &mut Core, name: &[u8]) -> Step {
-        let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
+        let key = Key::new(self.worker.active.get(), core.identity.clone());
         let worker = Rc::clone(&self.worker);
         let name = name.to_vec();
         core.pending = Some(Box::pin(async move {
@@ -179,7 +196,7 @@ impl Session {
         }
         let mut command = BytesMut::new();
         write::command(&mut command, &words);
-        let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
+        let key = Key::new(self.worker.active.get(), core.identity.clone());
         let worker = Rc::clone(&self.worker);
         let discard = core.reply_mode != ReplyMode::On;
         core.pending = Some(Box::pin(async move {
@@ -192,7 +209,7 @@ impl Session {
 
     /// Asks the server whether it accepts this identity; its answer is the client's.
     pub(super) fn ask_identity(self: &Rc<Self>, core: &mut Core, identity: Identity, answer: Answer) -> Step {
-        let key = Key { side: self.worker.active.get(), identity: identity.clone() };
+        let key = Key::new(self.worker.active.get(), identity.clone());
         let worker = Rc::clone(&self.worker);
         let hello = matches!(answer, Answer::Hello);
         core.pending = Some(Box::pin(async move {
@@ -260,6 +277,11 @@ impl Session {
             self.worker.progress.notify_one();
         }
     }
+}
+
+/// What a replica says.
+fn is_replication(spec: &Spec) -> bool {
+    matches!(spec.name, "psync" | "sync" | "replconf")
 }
 
 fn is_reply_skip(args: &[&[u8]]) -> bool {

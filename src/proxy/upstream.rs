@@ -42,6 +42,14 @@ pub(super) struct Identity {
 pub(super) struct Key {
     pub(super) side: Active,
     pub(super) identity: Identity,
+    /// A lane for clients that send or fetch much at once; never set for a connection of the pool.
+    pub(super) bulk: bool,
+}
+
+impl Key {
+    pub(super) fn new(side: Active, identity: Identity) -> Self {
+        Self { side, identity, bulk: false }
+    }
 }
 
 /// A connection that is open and speaks for `key`.

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -57,6 +58,15 @@ fn give_way() {
         (0..YIELDS).for_each(|_| std::thread::yield_now());
     }
 }
+/// Runs the current task again once the sockets have been looked at and other tasks have had their turn. (A task that
+/// only wakes itself is run again before that.)
+pub(super) fn later(cx: &mut Context<'_>) {
+    let mut turn = std::pin::pin!(tokio::task::yield_now());
+    if turn.as_mut().poll(cx).is_ready() {
+        cx.waker().wake_by_ref();
+    }
+}
+
 /// Connections opened at once while a switch is prepared.
 const DIALS: usize = 32;
 
@@ -155,7 +165,7 @@ impl Worker {
 
     /// Whether a lane stands for this identity on the active side: the server has accepted it.
     pub(super) fn has_lane(&self, identity: &Identity) -> bool {
-        let key = Key { side: self.active.get(), identity: identity.clone() };
+        let key = Key::new(self.active.get(), identity.clone());
         self.lanes.borrow().get(&key).is_some_and(|lane| lane.is_up())
     }
 
@@ -478,7 +488,7 @@ async fn prepare(
         .borrow()
         .values()
         .filter(|lane| lane.key.side == here)
-        .map(|lane| Key { side: to, identity: lane.key.identity.clone() })
+        .map(|lane| Key { side: to, ..lane.key.clone() })
         .collect();
     let lanes: Vec<_> = keys.iter().map(|key| worker.lane(key)).collect();
     for lane in &lanes {
@@ -489,7 +499,7 @@ async fn prepare(
     for session in worker.all_sessions() {
         if let Ok(core) = session.core.try_borrow() {
             if let Some(pinned) = core.pinned.as_deref() {
-                let key = Key { side: to, identity: pinned.upstream.key.identity.clone() };
+                let key = Key::new(to, pinned.upstream.key.identity.clone());
                 *wanted.entry(key).or_default() += 1;
             }
         }

@@ -287,6 +287,13 @@ impl Front {
         Self { server, proxy, gateway, _dir: dir }
     }
 
+    /// Resident memory of the gateway.
+    pub fn rss_kib(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.gateway.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// `host:port` of the gateway.
     pub fn address(&self) -> String {
         self.gateway.address()

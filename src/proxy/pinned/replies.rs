@@ -12,6 +12,19 @@ use super::{Expect, Fate, Pinned, Transaction};
 use crate::proxy::session::{Core, Session};
 use crate::proxy::upstream::Identity;
 
+/// A reply that is longer than this is passed on as it comes.
+const STREAMED: usize = 64 * 1024;
+
+impl Pinned {
+    /// Whether what answers the oldest question can be dealt with by its first bytes.
+    fn may_stream(&self) -> bool {
+        self.streaming.is_some()
+            || self.expects.front().is_none_or(|(expect, _)| {
+                matches!(expect, Expect::Plain | Expect::EndTransaction | Expect::Blocking)
+            })
+    }
+}
+
 impl Session {
     /// Takes every whole frame out of what was read; `false` when the connection cannot go on.
     pub(super) fn pinned_frames(self: &Rc<Self>, core: &mut Core) -> bool {
@@ -25,13 +38,34 @@ impl Session {
                 }
             };
             pinned.scanned += feed.consumed;
-            if !feed.complete {
+            if !feed.complete && (pinned.scanned < STREAMED || !pinned.may_stream()) {
                 return true;
             }
             let frame = pinned.buf.split_to(pinned.scanned).freeze();
             pinned.scanned = 0;
-            if !self.pinned_frame(core, frame) {
-                return false;
+            let shown = match pinned.streaming.take() {
+                Some(shown) => {
+                    if shown {
+                        self.send_whole(frame);
+                    }
+                    shown
+                }
+                None => {
+                    let owed = pinned.expects.len();
+                    let wanted = pinned.expects.front().is_none_or(|(_, discard)| !discard);
+                    if !self.pinned_frame(core, frame) {
+                        return false;
+                    }
+                    // What answers nothing is a message, and always shown.
+                    let unasked = core.pinned.as_ref().is_some_and(|pinned| pinned.expects.len() == owed);
+                    wanted || unasked
+                }
+            };
+            if !feed.complete {
+                if let Some(pinned) = core.pinned.as_deref_mut() {
+                    pinned.streaming = Some(shown);
+                }
+                return true;
             }
         }
     }
@@ -117,7 +151,7 @@ impl Session {
             Expect::Select(_) | Expect::Auth(_) => {}
         }
         if let Some(answer) = answer.filter(|_| !discard) {
-            self.send(&answer);
+            self.send_whole(answer);
         }
         if let Some(pinned) = core.pinned.as_deref() {
             *self.entry.flags.lock() = pinned.flags();
