@@ -32,7 +32,10 @@ pub(crate) async fn idle(args: &Args, count: usize) -> Result<()> {
     rlimit::increase_nofile_limit(count as u64 * 2 + 1024)?;
     let dir = tempfile::tempdir()?;
     let source = Server::start(&dir.path().join("source"), &[]).await?;
-    let gateway = Gateway::start(front(&dir.path().join("gateway"), &source)).await?;
+    let config = dir.path().join("crossfade.toml");
+    std::fs::write(&config, format!("[listen]\nmax_clients = {}\n", count + 1000))?;
+    let options = front(&dir.path().join("gateway"), &source);
+    let gateway = Gateway::start(options.env("CROSSFADE_CONFIG", config.to_str().context("a path")?)).await?;
     let port: u16 = gateway.address().rsplit_once(':').context("the gateway's port")?.1.parse()?;
     redis_benchmark(source.port(), CASES[3], 300_000).await?;
     for name in ["get_p1", "set_p1"] {

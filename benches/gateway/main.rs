@@ -10,7 +10,9 @@
 //!     --no-peers        without HAProxy, twemproxy and Envoy (looked up on PATH and in $CROSSFADE_PEERS)
 //! cargo bench --bench gateway -- --mirror            SET with a live mirror against SET without one
 //! cargo bench --bench gateway -- --snapshot [--keys N]   from `start` to `mirroring`, against native REPLICAOF
-//! cargo bench --bench gateway -- --switches [--count N]  cutovers and rollbacks under 20,000 commands a second
+//! cargo bench --bench gateway -- --switches [--count N] [--clients N] [--pace N]
+//!                                                        cutovers and rollbacks under 20,000 commands a second of 32
+//!                                                        clients; --pace 0: as fast as they can
 //! cargo bench --bench gateway -- --idle [--count N]      50 busy clients beside 10,000 idle ones, against 50 alone
 //! cargo bench --bench gateway -- --fair                  GET of 50 clients beside one that moves 50 MiB values
 //! ```
@@ -37,6 +39,8 @@ struct Args {
     peers: bool,
     keys: u64,
     count: Option<usize>,
+    clients: usize,
+    pace: u32,
     what: What,
 }
 
@@ -60,6 +64,8 @@ impl Args {
             peers: true,
             keys: 2_000_000,
             count: None,
+            clients: 32,
+            pace: 20_000,
             what: What::Throughput,
         };
         let mut words = std::env::args().skip(1);
@@ -73,6 +79,8 @@ impl Args {
                 "--seconds" => args.seconds = value()?.parse()?,
                 "--keys" => args.keys = value()?.parse()?,
                 "--count" => args.count = Some(value()?.parse()?),
+                "--clients" => args.clients = value()?.parse()?,
+                "--pace" => args.pace = value()?.parse()?,
                 "--cases" => args.cases = value()?.split(',').map(ToString::to_string).collect(),
                 "--mirror" => args.what = What::Mirror,
                 "--snapshot" => args.what = What::Snapshot,

@@ -223,11 +223,12 @@ async fn loaded(replica: &Server, keys_wanted: u64) -> Result<()> {
     bail!("the replica is not in step after 300 s")
 }
 
-/// Switches there and back under checked traffic of 32 clients at 20,000 commands a second.
+/// Switches there and back under checked traffic.
 pub(crate) async fn switches(args: &Args, count: usize) -> Result<()> {
     args.note(&machine());
     let mut rig = Rig::new(&[], &[]).await?;
-    let plan = Plan { pace: Some(20_000), ..Plan::new(rig.gateway.address()) };
+    let pace = (args.pace > 0).then_some(args.pace);
+    let plan = Plan { pace, clients: args.clients, ..Plan::new(rig.gateway.address()) };
     let workload = Workload::start(&plan);
     rig.gateway.begin().await?;
     rig.gateway.wait_phase("mirroring", Duration::from_secs(60)).await?;
@@ -252,6 +253,7 @@ pub(crate) async fn switches(args: &Args, count: usize) -> Result<()> {
     let document = json!({
         "case": "switches",
         "switches": count,
+        "clients": args.clients,
         "commands_per_second": rate.round(),
         "max_hold_ms": {"median": round(median(&holds), 2), "worst": round(worst(&holds), 2)},
         "pause_ms": {"median": round(median(&pauses), 2), "worst": round(worst(&pauses), 2)},

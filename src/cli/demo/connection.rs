@@ -1,7 +1,9 @@
-//! The client side of RESP2, for the demo's and the tests' own traffic.
+//! The client side of RESP2 and RESP3, for the demo's and the tests' own traffic.
 //!
 //! It shares no code with the gateway: a checker that used the gateway's own scanner would be blind to that
-//! scanner's faults. It is strict instead of fast: whatever is not a whole, well-formed RESP2 reply is an error.
+//! scanner's faults. It is strict instead of fast: whatever is not a whole, well-formed reply is an error.
+//! What RESP3 adds is read as its nearest kin of RESP2: a map as an array of keys and values by turns, a set and a push as
+//! arrays, a null as nil, a double as a string.
 
 use std::io;
 
@@ -11,10 +13,10 @@ use tokio::net::TcpStream;
 /// How deep arrays may nest; nothing the demo asks for goes deeper than 4.
 const DEPTH: usize = 16;
 
-/// One RESP2 reply.
+/// One reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// `$-1` or `*-1`.
+    /// `$-1`, `*-1` or `_`.
     Nil,
     /// `+OK` and the like.
     Simple(Vec<u8>),
@@ -121,7 +123,7 @@ impl Connection {
     /// Reads one reply.
     ///
     /// # Errors
-    /// A lost connection (`UnexpectedEof` when the peer closed it), or bytes that are no RESP2 (`InvalidData`).
+    /// A lost connection (`UnexpectedEof` when the peer closed it), or bytes that are no reply (`InvalidData`).
     pub async fn reply(&mut self) -> io::Result<Reply> {
         loop {
             if let Some((reply, end)) = parse(&self.input, self.taken, DEPTH)? {
@@ -203,7 +205,7 @@ fn parse(buf: &[u8], at: usize, depth: usize) -> io::Result<Option<(Reply, usize
         b'+' => Reply::Simple(text.to_vec()),
         b'-' => Reply::Error(text.to_vec()),
         b':' => Reply::Integer(number().ok_or_else(|| bad("not an integer", line))?),
-        b'$' => match number() {
+        b'$' | b'=' => match number() {
             Some(-1) => Reply::Nil,
             Some(len @ 0..=0x2000_0000) => {
                 let len = len as usize;
@@ -216,11 +218,15 @@ fn parse(buf: &[u8], at: usize, depth: usize) -> io::Result<Option<(Reply, usize
             }
             _ => return Err(bad("not a bulk length", line)),
         },
-        b'*' => match number() {
+        b'_' if text.is_empty() => Reply::Nil,
+        b',' | b'(' => Reply::Bulk(text.to_vec()),
+        b'#' => Reply::Integer(i64::from(text == b"t")),
+        b'*' | b'~' | b'>' | b'%' => match number() {
             Some(-1) => Reply::Nil,
             Some(count) if count >= 0 && depth > 0 => {
                 let mut items = Vec::new();
-                for _ in 0..count {
+                let each = if *kind == b'%' { 2 } else { 1 };
+                for _ in 0..count * each {
                     let Some((item, after)) = parse(buf, end, depth - 1)? else { return Ok(None) };
                     items.push(item);
                     end = after;
@@ -229,7 +235,7 @@ fn parse(buf: &[u8], at: usize, depth: usize) -> io::Result<Option<(Reply, usize
             }
             _ => return Err(bad("not an array", line)),
         },
-        _ => return Err(bad("not a RESP2 reply", line)),
+        _ => return Err(bad("not a reply", line)),
     };
     Ok(Some((reply, end)))
 }
@@ -251,6 +257,18 @@ mod tests {
             assert!(parse(&bytes[..cut], 0, DEPTH).unwrap().is_none(), "{cut}");
         }
         assert_eq!(parse(bytes, 0, DEPTH).unwrap(), Some((whole, bytes.len())));
+    }
+
+    #[test]
+    fn replies_of_resp3() {
+        let bytes = b"%1\r\n+a\r\n~2\r\n,1.5\r\n_\r\n>1\r\n#t\r\n=6\r\ntxt:ab\r\n";
+        let (map, end) = parse(bytes, 0, DEPTH).unwrap().unwrap();
+        let set = Reply::Array(vec![Reply::Bulk(b"1.5".to_vec()), Reply::Nil]);
+        assert_eq!(map, Reply::Array(vec![Reply::Simple(b"a".to_vec()), set]));
+        let (push, end) = parse(bytes, end, DEPTH).unwrap().unwrap();
+        assert_eq!(push, Reply::Array(vec![Reply::Integer(1)]));
+        let (text, end) = parse(bytes, end, DEPTH).unwrap().unwrap();
+        assert_eq!((text, end), (Reply::Bulk(b"txt:ab".to_vec()), bytes.len()));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(super) struct Link {
     address: String,
     pub(super) name: String,
     pub(super) db: u32,
+    /// Speaks RESP3.
+    pub(super) resp3: bool,
     /// A lost connection or a refused command is a fault.
     strict: bool,
     patience: Duration,
@@ -38,6 +40,7 @@ impl Link {
             address: plan.address.clone(),
             name,
             db,
+            resp3: false,
             strict: plan.strict,
             patience: plan.patience,
             connection: None,
@@ -85,6 +88,9 @@ impl Link {
 
     async fn open(&self) -> std::io::Result<Connection> {
         let mut connection = Connection::open(&self.address).await?;
+        if self.resp3 {
+            connection.must(&["HELLO", "3"]).await?;
+        }
         connection.must(&["CLIENT", "SETNAME", &self.name]).await?;
         if self.db != 0 {
             connection.must(&["SELECT", &self.db.to_string()]).await?;

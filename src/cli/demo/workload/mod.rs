@@ -10,7 +10,8 @@
 //! - shared counters, a shared list and a shared pair: sums of acknowledgements, order per client;
 //! - blocking readers (BLPOP, BLMOVE, XREADGROUP): each element exactly once, time-outs on time;
 //! - subscribers: each published message once;
-//! - database, client name, expiry of a lease.
+//! - scans: every member that was there when a scan began is named by it;
+//! - database, client name, protocol (every fourth client speaks RESP3), scripts by their hash, expiry of a lease.
 //!
 //! An operation whose connection was lost in flight is *unknown*: it may have happened once, never twice.
 //! In strict mode (the demo) a lost connection or an error reply is a fault by itself.
@@ -109,7 +110,9 @@ impl Workload {
         let link = |name: String, db, stop: &CancellationToken| Link::new(plan, name, db, &ledger, stop);
         let solos = (0..alone).map(|index| {
             let db = if index % 3 == 2 { (index as u32 / 3) % plan.databases.max(1) } else { 0 };
-            let solo = Solo::new(index, link(format!("{}-{index}", plan.prefix), db, &stop), plan);
+            let mut own = link(format!("{}-{index}", plan.prefix), db, &stop);
+            own.resp3 = index % 4 == 1;
+            let solo = Solo::new(index, own, plan);
             tokio::spawn(solo.run(interval))
         });
         let solos = solos.collect();

@@ -4,6 +4,7 @@
 //! optimistic WATCH/MULTI/EXEC), a set, a stream, a pair of counters that move together in a transaction, and a
 //! register that it sets to values nobody else knows. Shared: counters, a list, a pair.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::link::{Dice, Link};
@@ -85,6 +86,18 @@ struct Register {
     unknown: Vec<u64>,
 }
 
+/// A scan of the set, one step after the other between other commands.
+#[derive(Debug, Default)]
+struct Scan {
+    cursor: Vec<u8>,
+    /// How many members were known when it began.
+    floor: usize,
+    seen: HashSet<u64>,
+}
+
+/// The script, and its SHA-1.
+const SCRIPT: [&str; 2] = ["return redis.call('INCR', KEYS[1])", "61636018f4e6b5817b89791bbed242f93fa089e3"];
+
 pub(super) struct Solo {
     index: usize,
     link: Link,
@@ -97,6 +110,11 @@ pub(super) struct Solo {
     register: Register,
     secret: u64,
     stream_id: (u64, u64),
+    /// The script went to the server as text, so its hash will do.
+    script_known: bool,
+    /// Members that are known to be there, in the order of their replies.
+    members: Vec<u64>,
+    scan: Scan,
     flight: Vec<Expect>,
 }
 
@@ -116,6 +134,9 @@ impl Solo {
             register: Register::default(),
             secret,
             stream_id: (0, 0),
+            script_known: false,
+            members: Vec::new(),
+            scan: Scan::default(),
             flight: Vec::new(),
         }
     }
@@ -147,9 +168,14 @@ impl Solo {
             if self.link.ready().await.is_none() {
                 break;
             }
-            let operations = if self.dice.below(40) == 0 {
+            let odd = self.dice.below(40);
+            let operations = if odd == 0 {
                 self.optimistic().await;
                 5
+            } else if odd <= 2 && self.link.strict() {
+                // Not where servers may restart: their cursors are of no use afterwards.
+                self.scan_on().await;
+                1
             } else {
                 let batch = match self.dice.below(10) {
                     0..=6 => 1,
@@ -232,8 +258,11 @@ impl Solo {
             Own::Counter => self.send(&["INCR", &key], expect),
             Own::Field => self.send(&["HINCRBY", &key, "steps", "1"], expect),
             Own::Score => self.send(&["ZINCRBY", &key, "1", "steps"], expect),
-            Own::Script => self.send(&["EVAL", "return redis.call('INCR', KEYS[1])", "1", &key], expect),
-            Own::Members => self.send(&["SADD", &key, &step.to_string()], expect),
+            Own::Script if self.script_known && self.link.strict() => {
+                self.send(&["EVALSHA", SCRIPT[1], "1", &key], expect);
+            }
+            Own::Script => self.send(&["EVAL", SCRIPT[0], "1", &key], expect),
+            Own::Members => self.send(&["SADD", &key, &member(step)], expect),
             Own::Stream => self.send(&["XADD", &key, "*", "step", &step.to_string()], expect),
             Own::Pair => self.transaction(&format!("{key}:a"), &format!("{key}:b"), expect),
             Own::Watched => {}
@@ -386,7 +415,10 @@ impl Solo {
                 _ => wrong("two equal numbers"),
             },
             Own::Members => match reply {
-                Reply::Integer(1) => steps.acknowledge(step, None),
+                Reply::Integer(1) => {
+                    self.members.push(step);
+                    steps.acknowledge(step, None)
+                }
                 _ => wrong("1: no other client adds here"),
             },
             Own::Stream => {
@@ -400,7 +432,10 @@ impl Solo {
                 }
             }
             _ => match reply.number() {
-                Some(total) if total >= 0 => steps.acknowledge(step, Some(total as u64)),
+                Some(total) if total >= 0 => {
+                    self.script_known |= what == Own::Script;
+                    steps.acknowledge(step, Some(total as u64))
+                }
                 _ => wrong("a number"),
             },
         }
@@ -438,6 +473,38 @@ impl Solo {
         let text =
             format!("read version {read} of the register, after version {} was written", register.floor);
         Err(Fault::new(FaultKind::WrongReply, Some(read), text))
+    }
+
+    /// The next step of a scan over the set. A whole scan names every member that was there from its beginning to its
+    /// end, whatever connection or side its steps go to.
+    async fn scan_on(&mut self) {
+        let (key, began) = (self.key(Own::Members.name()), Instant::now());
+        let scan = &mut self.scan;
+        if scan.cursor.is_empty() {
+            *scan = Scan { cursor: b"0".to_vec(), floor: self.members.len(), seen: HashSet::new() };
+        }
+        self.link.queue(&[b"SSCAN".as_slice(), key.as_bytes(), &scan.cursor, b"COUNT", b"5"]);
+        let replies = self.link.exchange().await;
+        let [cursor, members] = replies.first().map_or(&[][..], Reply::items) else {
+            scan.cursor.clear();
+            if let Some(Reply::Error(text)) = replies.first() {
+                self.link.refused("scan", 0, text).await;
+            }
+            return;
+        };
+        scan.cursor = cursor.bytes().unwrap_or_default().to_vec();
+        scan.seen.extend(members.items().iter().map(step_of_member));
+        if scan.cursor != b"0" {
+            return;
+        }
+        scan.cursor.clear();
+        let known = self.members.iter().take(scan.floor);
+        let missed: Vec<u64> = known.filter(|member| !scan.seen.contains(member)).copied().collect();
+        self.link.remember("scan", 0, Some(scan.seen.len() as i64), "answered", began);
+        if let Some(first) = missed.first() {
+            let text = format!("a scan missed {} of {} members, first {first}", missed.len(), scan.floor);
+            self.link.told("scan", Fault::new(FaultKind::WrongReply, Some(*first), text));
+        }
     }
 
     /// WATCH, GET, MULTI, SET to one more, EXEC. A nil EXEC (which a switch may give) did not happen.
@@ -512,8 +579,7 @@ impl Solo {
                 }
                 Own::Members => {
                     let members = server.must(&["SMEMBERS", &key]).await?;
-                    let mut found: Vec<u64> =
-                        members.items().iter().map(|m| m.number().unwrap_or_default() as u64).collect();
+                    let mut found: Vec<u64> = members.items().iter().map(step_of_member).collect();
                     found.sort_unstable();
                     steps.judge(&found)
                 }
@@ -568,6 +634,17 @@ pub(super) fn element_of(element: &Reply, client: usize) -> u64 {
 pub(super) fn parse_element(element: &Reply) -> Option<(usize, u64)> {
     let (client, step) = std::str::from_utf8(element.bytes()?).ok()?.split_once('.')?;
     Some((client.parse().ok()?, step.parse().ok()?))
+}
+
+/// No number: a set of numbers is one block, which a scan names at once.
+fn member(step: u64) -> String {
+    format!("m{step}")
+}
+
+/// The step that added a member; 0, which no step has, when it is none of ours.
+fn step_of_member(member: &Reply) -> u64 {
+    let text = member.bytes().and_then(|bytes| std::str::from_utf8(bytes).ok());
+    text.and_then(|text| text.strip_prefix('m')?.parse().ok()).unwrap_or(0)
 }
 
 fn parse_token(token: &[u8]) -> u64 {
