@@ -31,4 +31,5 @@ mod h39_refusals;
 mod h51_h52_running;
 mod large_values;
 mod one_node;
+mod redis_rs;
 mod tools;
