@@ -3,10 +3,14 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use bytes::{Bytes, BytesMut};
+
 use super::Active;
-use super::pinned::{Expect, Fate, Pinned, Replica};
+use super::pinned::{Blocked, Expect, Fate, Pinned, Replica};
 use super::session::Session;
-use super::upstream::{DialError, Key, dial};
+use super::special::{ask_aside, ask_on};
+use super::upstream::{DialError, Key, Upstream, dial};
+use crate::resp::value::{self, Value};
 use crate::resp::write;
 
 /// What a session did when it was told to drain.
@@ -93,7 +97,7 @@ impl Session {
             let core = self.core.borrow();
             core.pinned.as_deref().is_some_and(|pinned| pinned.upstream.key.side != active)
         };
-        let fresh = if moves && self.needs_connection() {
+        let mut fresh = if moves && self.needs_connection() {
             match self.worker.take_pooled(&key) {
                 Some(upstream) => Some(upstream),
                 None => match dial(self.worker.options(), &key, false).await {
@@ -115,8 +119,12 @@ impl Session {
         } else {
             None
         };
+        let ends = self.ends(&key, fresh.as_mut()).await;
         let mut core = self.core.borrow_mut();
         let Some(mut pinned) = core.pinned.take() else { return Ok(()) };
+        if let Some(blocked) = &mut pinned.blocked {
+            ends.into_iter().for_each(|(arg, id)| blocked.set_id(arg, id));
+        }
         if moves {
             if pinned.watching && pinned.transaction.is_none() {
                 core.watch_lost = true;
@@ -150,6 +158,27 @@ impl Session {
         Ok(())
     }
 
+    /// For an XREAD that is issued again: the ids that its `$` stand for, while the gate is closed. Left to the server they
+    /// would stand for what is there when the command arrives, and others' commands may be faster once the gate is open.
+    async fn ends(&self, key: &Key, mut on: Option<&mut Upstream>) -> Vec<(usize, Bytes)> {
+        let ends = {
+            let core = self.core.borrow();
+            let blocked = core.pinned.as_deref().and_then(|pinned| pinned.blocked.as_ref());
+            blocked.filter(|blocked| blocked.held.is_some()).map(Blocked::open_ends).unwrap_or_default()
+        };
+        let mut ids = Vec::with_capacity(ends.len());
+        for (arg, stream) in ends {
+            let mut question = BytesMut::new();
+            write::command(&mut question, &[b"XINFO".as_slice(), b"STREAM", &stream]);
+            let reply = match &mut on {
+                Some(upstream) => ask_on(upstream, &question).await.ok(),
+                None => ask_aside(&self.worker, key, &question).await.ok(),
+            };
+            ids.extend(reply.and_then(|reply| last_id(&reply)).map(|id| (arg, id)));
+        }
+        ids
+    }
+
     fn needs_connection(&self) -> bool {
         let core = self.core.borrow();
         core.pinned.as_deref().is_some_and(|pinned| {
@@ -159,6 +188,20 @@ impl Session {
                 || !pinned.sticky.is_empty()
         })
     }
+}
+
+/// What XINFO STREAM says of the last id; that of no stream is 0-0. `None`: the server does not tell.
+fn last_id(reply: &[u8]) -> Option<Bytes> {
+    if reply.starts_with(b"-ERR no such key") {
+        return Some(Bytes::from_static(b"0-0"));
+    }
+    let (reply, _) = value::decode(reply).ok()??;
+    let words = match reply {
+        Value::Map(pairs) => pairs.into_iter().flat_map(|(name, value)| [name, value]).collect(),
+        other => other.into_array()?,
+    };
+    let at = words.iter().position(|word| word.as_bytes() == Some(b"last-generated-id"))?;
+    words.get(at + 1)?.as_bytes().map(Bytes::copy_from_slice)
 }
 
 /// The state of `old` on a new connection: what gave it that state is said again, and the answers are swallowed.

@@ -118,6 +118,24 @@ pub(super) struct Blocked {
 }
 
 impl Blocked {
+    /// The streams that an XREAD follows from their end (`$`): where the id stands in the arguments, and the key.
+    pub(super) fn open_ends(&self) -> Vec<(usize, Bytes)> {
+        let is = |at: usize, word: &[u8]| self.args.get(at).is_some_and(|arg| arg.eq_ignore_ascii_case(word));
+        let Some(streams) = (1..self.args.len()).find(|at| is(*at, b"STREAMS")).filter(|_| is(0, b"XREAD"))
+        else {
+            return Vec::new();
+        };
+        let count = (self.args.len() - streams - 1) / 2;
+        let keys = streams + 1..streams + 1 + count;
+        let ends = keys.filter(|key| self.args[key + count].as_ref() == b"$");
+        ends.map(|key| (key + count, self.args[key].clone())).collect()
+    }
+
+    /// Follows a stream from behind this id.
+    pub(super) fn set_id(&mut self, arg: usize, id: Bytes) {
+        self.args[arg] = id;
+    }
+
     /// The command with the time that is left, or the answer when none is.
     pub(super) fn reissue(&mut self, now: Instant) -> Result<Bytes, Bytes> {
         let nil = self.held.take().unwrap_or_else(|| Bytes::from_static(b"*-1\r\n"));

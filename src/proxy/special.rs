@@ -1,7 +1,9 @@
 //! Commands that a lane cannot carry as they are: those that change or need the connection's state.
 
-use bytes::{Bytes, BytesMut};
 use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
 
 use super::cursors;
 use super::handle::side_of;
@@ -328,7 +330,7 @@ async fn look_up(worker: &Worker, key: &Key, name: Vec<u8>) {
 }
 
 /// One command that changes nothing, and its reply, on a connection of the pool; once more on a new one if that broke.
-async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Result<Bytes, DialError> {
+pub(super) async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Result<Bytes, DialError> {
     let wait = worker.options().reconnect_wait;
     let pooled = worker.take_pooled(key);
     let mut again = pooled.is_some();
@@ -337,14 +339,7 @@ async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Result<Bytes, 
         None => dial_patiently(worker.options(), key, false, wait).await?,
     };
     loop {
-        let mut buf = BytesMut::new();
-        let answer: std::io::Result<Bytes> = async {
-            tokio::io::AsyncWriteExt::write_all(&mut upstream.stream, command).await?;
-            tokio::io::AsyncWriteExt::flush(&mut upstream.stream).await?;
-            read_reply(&mut upstream.stream, &mut buf).await
-        }
-        .await;
-        match answer {
+        match ask_on(&mut upstream, command).await {
             Ok(answer) => {
                 worker.give_pooled(upstream);
                 return Ok(answer);
@@ -359,6 +354,14 @@ async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Result<Bytes, 
             }
         }
     }
+}
+
+/// One command and its reply on a connection that nobody else uses.
+pub(super) async fn ask_on(upstream: &mut Upstream, command: &[u8]) -> std::io::Result<Bytes> {
+    let mut buf = BytesMut::new();
+    upstream.stream.write_all(command).await?;
+    upstream.stream.flush().await?;
+    read_reply(&mut upstream.stream, &mut buf).await
 }
 
 /// The credentials of `AUTH password` or `AUTH user password`.

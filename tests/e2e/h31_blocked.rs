@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossfade::cli::demo::connection::{Connection, Reply};
 use tokio::task::JoinSet;
 
+use crate::support::proxy::{Rules, Way as Direction};
 use crate::support::{Setup, eventually};
 
 const QUEUES: usize = 20;
@@ -154,4 +155,63 @@ async fn h31_500_blocked_clients_get_each_element_once() {
     eprintln!("{produced} elements; holds {holds:.1?} ms; timeouts off by at most {worst:?}");
     // A timeout that began anew at each switch would be seconds late; how exact it is shows on a machine that does nothing else.
     assert!(worst < Duration::from_secs(1), "timeouts end on time: {worst:?}");
+}
+
+/// XREAD with `$` waits for what comes after the moment at which it began to wait. A switch must not make that moment a
+/// later one: the very first entry behind it is the one that everybody gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn h31_xread_from_the_end_misses_nothing() {
+    const READERS: usize = 40;
+    let mut lab = Setup::new().proxies().build().await;
+    let address = lab.gateway.address();
+    let (mut writers, mut readers) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        writers.push(Connection::open(&address).await.unwrap());
+    }
+    for _ in 0..READERS {
+        readers.push(Connection::open(&address).await.unwrap());
+    }
+    let mut probe = Connection::open(&address).await.unwrap();
+    writers[0].must(&["XADD", "s", "*", "n", "before"]).await.unwrap();
+    lab.mirror().await;
+    // The destination's answers take their time, so the pause is long enough to be seen.
+    let slow = Rules { delay: Duration::from_millis(60), ..Default::default() };
+    lab.destination_proxy.as_ref().unwrap().rules(Direction::Down, slow);
+    for turn in 0..4 {
+        for (number, reader) in readers.iter_mut().enumerate() {
+            // Some wait for a stream that does not exist yet as well.
+            let other = format!("none:{turn}:{number}");
+            reader.queue(&["XREAD", "BLOCK", "0", "STREAMS", &other, "s", "$", "$"]);
+            reader.flush().await.unwrap();
+        }
+        eventually("all of them wait", async || {
+            lab.source.info("blocked_clients").await.unwrap().parse::<usize>().unwrap() >= READERS
+        })
+        .await;
+        let writing = async {
+            let mut prompt = true;
+            while prompt {
+                let asked = Instant::now();
+                probe.queue(&["PING"]);
+                probe.flush().await.unwrap();
+                prompt = tokio::time::timeout(Duration::from_millis(30), probe.reply()).await.is_ok();
+                tokio::time::sleep_until((asked + Duration::from_millis(5)).into()).await;
+            }
+            // The gate is closed: these are held, and go first when it opens.
+            let all = writers.iter_mut().map(|writer| writer.must(&["XADD", "s", "*", "n", "behind"]));
+            for id in futures_util::future::join_all(all).await {
+                id.unwrap();
+            }
+            probe.reply().await.unwrap();
+        };
+        tokio::join!(lab.cutover(), writing);
+        let last = writers[0].must(&["XREVRANGE", "s", "+", "-", "COUNT", "10"]).await.unwrap();
+        let first = text(&last.items().last().unwrap().items()[0]);
+        for reader in &mut readers {
+            let reply = tokio::time::timeout(Duration::from_secs(10), reader.reply()).await.unwrap().unwrap();
+            let got = text(&reply.items()[0].items()[1].items()[0].items()[0]);
+            assert_eq!(got, first, "turn {turn}");
+        }
+        lab.rollback().await;
+    }
 }
