@@ -1,4 +1,4 @@
-//! H04: clients that wait at the server, a hundred of them, and those that do not.
+//! H04: clients that wait at the server, a thousand of them, and those that do not.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,16 @@ use crossfade::cli::demo::connection::{Connection, Reply};
 use crate::support::{Front, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn h04_a_hundred_blocked_clients_are_served_in_turn_and_delay_nobody() {
-    const CLIENTS: usize = 100;
+async fn h04_a_thousand_blocked_clients_are_served_in_turn_and_delay_nobody() {
+    const CLIENTS: usize = 1000;
+    rlimit::increase_nofile_limit(CLIENTS as u64 * 2 + 1024).unwrap();
     let front = Front::new().await;
     let mut waiting = Vec::new();
     for index in 0..CLIENTS {
         let address = front.address();
         waiting.push(tokio::spawn(async move {
             let mut client = Connection::open(&address).await.unwrap();
-            client.must(&["BLPOP", "turn", "30"]).await.unwrap()
+            client.must(&["BLPOP", "turn", "120"]).await.unwrap()
         }));
         // fairness is by the order of arrival: let each arrive by itself
         let blocked = (index + 1).to_string();
