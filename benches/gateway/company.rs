@@ -12,7 +12,7 @@ use crossfade::cli::demo::servers::Server;
 use serde_json::json;
 
 use super::load::{CASES, case, redis_benchmark};
-use super::measures::print;
+use super::measures::{port_of, print};
 use super::process::{cpu_us, rss_mib};
 use super::{Args, machine, median, round};
 
@@ -36,7 +36,7 @@ pub(crate) async fn idle(args: &Args, count: usize) -> Result<()> {
     std::fs::write(&config, format!("[listen]\nmax_clients = {}\n", count + 1000))?;
     let options = front(&dir.path().join("gateway"), &source);
     let gateway = Gateway::start(options.env("CROSSFADE_CONFIG", config.to_str().context("a path")?)).await?;
-    let port: u16 = gateway.address().rsplit_once(':').context("the gateway's port")?.1.parse()?;
+    let port = port_of(&gateway)?;
     redis_benchmark(source.port(), CASES[3], 300_000).await?;
     for name in ["get_p1", "set_p1"] {
         let case = case(name).context("a case")?;
@@ -113,7 +113,7 @@ pub(crate) async fn fair(args: &Args) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let source = Server::start(&dir.path().join("source"), &[]).await?;
     let gateway = Gateway::start(front(&dir.path().join("gateway"), &source)).await?;
-    let through: u16 = gateway.address().rsplit_once(':').context("the gateway's port")?.1.parse()?;
+    let through = port_of(&gateway)?;
     redis_benchmark(source.port(), CASES[3], 300_000).await?;
     let seconds = args.seconds.max(3.0);
     // rows: p50, p99, values per second

@@ -181,7 +181,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
 }
 
 fn targets(source: &Server, gateway: &Gateway, peers: &[Peer]) -> Result<Vec<Target>> {
-    let through = gateway.address().rsplit_once(':').context("the gateway's port")?.1.parse()?;
+    let through = super::measures::port_of(gateway)?;
     let target = |name, port, pid| Target { name, port, pid, requests: BTreeMap::new() };
     let mut targets =
         vec![target("direct", source.port(), None), target("gateway", through, Some(gateway.pid()))];

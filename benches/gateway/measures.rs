@@ -34,7 +34,7 @@ impl Rig {
     }
 
     fn port(&self) -> Result<u16> {
-        Ok(self.gateway.address().rsplit_once(':').context("the gateway's port")?.1.parse()?)
+        port_of(&self.gateway)
     }
 
     /// Waits until the destination has what the source has executed.
@@ -46,6 +46,11 @@ impl Rig {
         self.gateway.wait_until("the mirror", Duration::from_secs(120), applied).await?;
         Ok(())
     }
+}
+
+/// The port that clients of a gateway connect to.
+pub(crate) fn port_of(gateway: &Gateway) -> Result<u16> {
+    Ok(gateway.address().rsplit_once(':').context("the gateway's port")?.1.parse()?)
 }
 
 async fn gateway(dir: &std::path::Path, source: &Server, destination: &Server) -> Result<Gateway> {

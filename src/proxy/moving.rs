@@ -10,7 +10,7 @@ use super::pinned::{Blocked, Expect, Fate, Pinned, Replica};
 use super::session::Session;
 use super::special::{ask_aside, ask_on};
 use super::upstream::{DialError, Key, Upstream, dial};
-use crate::resp::value::{self, Value};
+use crate::resp::value;
 use crate::resp::write;
 
 /// What a session did when it was told to drain.
@@ -196,12 +196,7 @@ fn last_id(reply: &[u8]) -> Option<Bytes> {
         return Some(Bytes::from_static(b"0-0"));
     }
     let (reply, _) = value::decode(reply).ok()??;
-    let words = match reply {
-        Value::Map(pairs) => pairs.into_iter().flat_map(|(name, value)| [name, value]).collect(),
-        other => other.into_array()?,
-    };
-    let at = words.iter().position(|word| word.as_bytes() == Some(b"last-generated-id"))?;
-    words.get(at + 1)?.as_bytes().map(Bytes::copy_from_slice)
+    reply.field("last-generated-id")?.as_bytes().map(Bytes::copy_from_slice)
 }
 
 /// The state of `old` on a new connection: what gave it that state is said again, and the answers are swallowed.

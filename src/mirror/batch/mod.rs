@@ -28,9 +28,8 @@ use crate::resp::write;
 const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
 const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
 
-/// What a SET without options begins with, up to its key: its name is between these.
-const SET_HEAD: (&[u8], &[u8], &[u8]) = (b"*3\r\n$3\r\n", b"SET", b"\r\n");
-const SET_HEAD_LEN: usize = 13;
+/// What a SET without options begins with, up to its key; its name in any case.
+const SET_HEAD: &[u8] = b"*3\r\n$3\r\nSET\r\n";
 /// SETs that become one MSET at most, and how large each may be: larger ones gain nothing.
 const RUN: usize = 16;
 const SMALL: usize = 1024;
@@ -69,11 +68,8 @@ struct Run {
 
 /// Key and value of a SET that may be joined with others, as they stand in the stream.
 fn key_and_value(bytes: &[u8]) -> Option<&[u8]> {
-    let (before, name, after) = SET_HEAD;
-    let rest = bytes.strip_prefix(before)?;
-    let is_set = rest.get(..name.len())?.eq_ignore_ascii_case(name);
-    let rest = rest.get(name.len()..)?.strip_prefix(after)?;
-    (is_set && rest.len() <= SMALL).then_some(rest)
+    let (head, rest) = bytes.split_at_checked(SET_HEAD.len())?;
+    (head.eq_ignore_ascii_case(SET_HEAD) && rest.len() <= SMALL).then_some(rest)
 }
 
 /// One MULTI … EXEC.
@@ -479,7 +475,7 @@ fn close(run: &mut Option<Run>, batch: &mut Batch, seal: &mut Seal) {
     // The run is either wholly sealed, or wholly behind the seal.
     let sealed = seal.wire == batch.wire.len();
     let head = format!("*{}\r\n$4\r\nMSET\r\n", 1 + 2 * sets);
-    batch.wire.splice(at..at + SET_HEAD_LEN, head.into_bytes());
+    batch.wire.splice(at..at + SET_HEAD.len(), head.into_bytes());
     batch.joined.push(batch.places.len() - 1);
     if sealed {
         seal.wire = batch.wire.len();
