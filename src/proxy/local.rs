@@ -16,9 +16,8 @@ use crate::resp::write;
 pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
     match name {
         "quit" => {
-            session.reply(write::ok);
             session.closing.set(Closing::AfterReplies);
-            Step::Done
+            say(session, core, write::ok)
         }
         "reset" => {
             reset(session, core);
@@ -35,7 +34,7 @@ pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[
 }
 
 /// Replies, unless the client asked not to be answered.
-fn say(session: &Session, core: &Core, write: impl FnOnce(&mut Vec<u8>)) -> Step {
+pub(super) fn say(session: &Session, core: &Core, write: impl FnOnce(&mut Vec<u8>)) -> Step {
     if core.reply_mode == ReplyMode::On {
         session.reply(write);
     }

@@ -30,7 +30,7 @@ pub(super) enum Outcome {
     /// A connection of its own.
     Pinned(Result<Upstream, DialError>),
     /// The server's word on AUTH, SELECT or HELLO.
-    Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError> },
+    Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError>, discard: bool },
     /// The reply to a command of the SCAN family.
     Scanned { reply: Result<Bytes, DialError>, discard: bool },
     /// An unknown command has been looked up.
@@ -97,7 +97,7 @@ impl Session {
                 if self.inflight.get() > 0 {
                     return Step::Wait;
                 }
-                self.reply(|out| {
+                local::say(self, core, |out| {
                     write::error(
                         out,
                         format!(
@@ -105,8 +105,7 @@ impl Session {
                             spec.name.to_ascii_uppercase()
                         ),
                     );
-                });
-                Step::Done
+                })
             }
             Route::Local | Route::Pinned(Pin::ReplyMode) => {
                 if self.inflight.get() > 0 {
@@ -195,10 +194,11 @@ impl Session {
         let key = Key { side: self.worker.active.get(), identity: identity.clone() };
         let worker = Rc::clone(&self.worker);
         let hello = matches!(answer, Answer::Hello);
+        let discard = core.reply_mode != ReplyMode::On;
         core.pending = Some(Box::pin(async move {
             let wait = worker.options().reconnect_wait;
             let dialled = dial_patiently(worker.options(), &key, hello, wait).await;
-            Outcome::Identity { identity, answer, dialled }
+            Outcome::Identity { identity, answer, dialled, discard }
         }));
         Step::Done
     }
@@ -221,8 +221,8 @@ impl Session {
                     self.pin(core, upstream);
                 }
             }
-            Outcome::Identity { identity, answer, dialled: Ok(upstream) } => {
-                if !quiet {
+            Outcome::Identity { identity, answer, dialled: Ok(upstream), discard } => {
+                if !discard {
                     match answer {
                         Answer::Ok => self.reply(write::ok),
                         Answer::Hello => {
@@ -241,10 +241,15 @@ impl Session {
                 self.change_identity(core, identity);
                 self.worker.give_pooled(upstream);
             }
-            Outcome::Pinned(Err(DialError::Refused(line)))
-            | Outcome::Scanned { reply: Err(DialError::Refused(line)), .. }
-            | Outcome::Identity { dialled: Err(DialError::Refused(line)), .. } => {
+            Outcome::Pinned(Err(DialError::Refused(line))) => {
                 if !quiet {
+                    self.send(&line);
+                }
+                self.worker.count_errors(1);
+            }
+            Outcome::Scanned { reply: Err(DialError::Refused(line)), discard }
+            | Outcome::Identity { dialled: Err(DialError::Refused(line)), discard, .. } => {
+                if !discard {
                     self.send(&line);
                 }
                 self.worker.count_errors(1);
