@@ -1,5 +1,6 @@
 //! Commands that the gateway itself answers: they speak of the client's connection, which ends here.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -82,7 +83,18 @@ fn auth(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
 }
 
 fn hello(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
-    let mut identity = core.identity.clone();
+    match hello_options(&core.identity, args) {
+        Ok((identity, name)) => session.ask_identity(core, identity, Answer::Hello(name)),
+        Err(text) => say(session, core, |out| write::error(out, text.as_bytes())),
+    }
+}
+
+/// Who a client will be, and its name if it sets one, when the server agrees to this HELLO; or the error that Redis gives.
+pub(super) fn hello_options(
+    now: &Identity,
+    args: &[&[u8]],
+) -> Result<(Identity, Option<Bytes>), Cow<'static, str>> {
+    let mut identity = now.clone();
     let mut rest = &args[1..];
     if let Some((version, options)) = rest.split_first() {
         match *version {
@@ -90,11 +102,10 @@ fn hello(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
             b"3" => identity.resp3 = true,
             other => {
                 let number = std::str::from_utf8(other).ok().and_then(|text| text.parse::<i64>().ok());
-                let text = match number {
-                    Some(_) => "NOPROTO unsupported protocol version",
-                    None => "ERR Protocol version is not an integer or out of range",
-                };
-                return say(session, core, |out| write::error(out, text));
+                return Err(match number {
+                    Some(_) => "NOPROTO unsupported protocol version".into(),
+                    None => "ERR Protocol version is not an integer or out of range".into(),
+                });
             }
         }
         rest = options;
@@ -111,23 +122,18 @@ fn hello(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
             }
             [value, more @ ..] if option.eq_ignore_ascii_case(b"setname") => {
                 if !is_name(value) {
-                    return say(session, core, |out| write::error(out, BAD_NAME));
+                    return Err(BAD_NAME.into());
                 }
                 name = Some(Bytes::copy_from_slice(value));
                 rest = more;
             }
             _ => {
                 let option = String::from_utf8_lossy(option).into_owned();
-                return say(session, core, |out| {
-                    write::error(out, format!("ERR Syntax error in HELLO option '{option}'"));
-                });
+                return Err(format!("ERR Syntax error in HELLO option '{option}'").into());
             }
         }
     }
-    if let Some(name) = name {
-        *session.entry.name.lock() = name;
-    }
-    session.ask_identity(core, identity, Answer::Hello)
+    Ok((identity, name))
 }
 
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";

@@ -52,6 +52,8 @@ pub(super) enum Expect {
     Sticky(Bytes),
     Select(u32),
     Auth(Identity),
+    /// HELLO, with the name that the client gives itself.
+    Hello(Identity, Option<Bytes>),
     /// The gateway's own question; the client does not see the answer.
     Swallow,
 }
@@ -395,19 +397,13 @@ impl Session {
             }
             "hello" => {
                 // Only the protocol and the user can change under a connection with state.
-                let mut identity = core.identity.clone();
-                match args.get(1) {
-                    Some(&b"2") => identity.resp3 = false,
-                    Some(&b"3") => identity.resp3 = true,
-                    _ => {}
-                }
-                if let Some(at) = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"auth")) {
-                    if let Some(pair) = args.get(at + 1..at + 3) {
-                        identity.credentials = credentials(pair);
+                match local::hello_options(&core.identity, args) {
+                    Ok((identity, name)) => {
+                        pinned.ask(raw, Expect::Hello(identity, name), discard);
+                        Step::Done
                     }
+                    Err(text) => local::say(self, core, |out| write::error(out, text.as_bytes())),
                 }
-                pinned.ask(raw, Expect::Auth(identity), discard);
-                Step::Done
             }
             "reset" => {
                 if let Some(pinned) = core.pinned.take() {

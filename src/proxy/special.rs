@@ -40,7 +40,8 @@ pub(super) enum Outcome {
 /// How a change of identity is answered.
 pub(super) enum Answer {
     Ok,
-    Hello,
+    /// With the name that the client gives itself, if it does.
+    Hello(Option<Bytes>),
 }
 
 impl Session {
@@ -193,7 +194,7 @@ impl Session {
     pub(super) fn ask_identity(self: &Rc<Self>, core: &mut Core, identity: Identity, answer: Answer) -> Step {
         let key = Key { side: self.worker.active.get(), identity: identity.clone() };
         let worker = Rc::clone(&self.worker);
-        let hello = matches!(answer, Answer::Hello);
+        let hello = matches!(answer, Answer::Hello(_));
         let discard = core.reply_mode != ReplyMode::On;
         core.pending = Some(Box::pin(async move {
             let wait = worker.options().reconnect_wait;
@@ -201,6 +202,15 @@ impl Session {
             Outcome::Identity { identity, answer, dialled, discard }
         }));
         Step::Done
+    }
+
+    /// The server agreed to HELLO: the client has its name, and this is its reply.
+    pub(super) fn greet(&self, raw: &[u8], identity: &Identity, name: Option<Bytes>) -> Option<Vec<u8>> {
+        if let Some(name) = name {
+            *self.entry.name.lock() = name;
+        }
+        let proto = if identity.resp3 { Proto::Resp3 } else { Proto::Resp2 };
+        hello_reply(raw, self.entry.id, proto)
     }
 
     /// Goes on after something was waited for.
@@ -222,19 +232,15 @@ impl Session {
                 }
             }
             Outcome::Identity { identity, answer, dialled: Ok(upstream), discard } => {
-                if !discard {
-                    match answer {
-                        Answer::Ok => self.reply(write::ok),
-                        Answer::Hello => {
-                            let proto = if identity.resp3 { Proto::Resp3 } else { Proto::Resp2 };
-                            match hello_reply(
-                                upstream.hello.as_deref().unwrap_or_default(),
-                                self.entry.id,
-                                proto,
-                            ) {
-                                Some(reply) => self.send(&reply),
-                                None => self.closing.set(Closing::Now),
-                            }
+                match answer {
+                    Answer::Ok if discard => {}
+                    Answer::Ok => self.reply(write::ok),
+                    Answer::Hello(name) => {
+                        let raw = upstream.hello.as_deref().unwrap_or_default();
+                        match self.greet(raw, &identity, name) {
+                            Some(_) if discard => {}
+                            Some(reply) => self.send(&reply),
+                            None => self.closing.set(Closing::Now),
                         }
                     }
                 }

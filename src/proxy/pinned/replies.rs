@@ -114,7 +114,13 @@ impl Session {
                 pinned.upstream.key.identity = identity.clone();
                 self.change_identity(core, identity);
             }
-            Expect::Select(_) | Expect::Auth(_) => {}
+            Expect::Hello(identity, name) if !refused => {
+                let Some(greeting) = self.greet(&frame, &identity, name) else { return false };
+                answer = Some(greeting.into());
+                pinned.upstream.key.identity = identity.clone();
+                self.change_identity(core, identity);
+            }
+            Expect::Select(_) | Expect::Auth(_) | Expect::Hello(..) => {}
         }
         if let Some(answer) = answer.filter(|_| !discard) {
             self.send(&answer);
