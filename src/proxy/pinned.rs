@@ -29,6 +29,8 @@ use crate::resp::write;
 
 /// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.
 const REMEMBERED: usize = 64 * 1024 * 1024;
+/// ECHO without its argument: every server refuses to queue it, and EXEC then answers EXECABORT.
+const SPOIL: &[u8] = b"*1\r\n$4\r\nECHO\r\n";
 
 /// What a reply that is owed will mean.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(super) enum Expect {
     Multi,
     /// A command inside MULTI.
     Queued(Bytes),
+    /// A command that cannot be inside MULTI; the server was sent one that spoils the transaction.
+    Forbidden,
     /// EXEC or DISCARD of a transaction.
     EndTransaction,
     /// DISCARD in place of an EXEC that must not run; the client is told `instead`.
@@ -257,6 +261,19 @@ impl Pinned {
     }
 }
 
+/// Whether a command cannot run inside MULTI. There the server would run it on a connection that goes back to the pool:
+/// AUTH would hand its user's rights to whoever gets it next, CLIENT KILL would take ids of clients for those of connections.
+fn is_forbidden(name: &str, route: Route) -> bool {
+    match route {
+        Route::Local => !matches!(name, "select" | "readonly" | "readwrite" | "asking"),
+        Route::Refused => true,
+        Route::Pinned(why) => {
+            matches!(why, Why::Subscribe | Why::Monitor | Why::Tracking | Why::ReplyMode | Why::Other)
+        }
+        Route::Shared => false,
+    }
+}
+
 impl Session {
     /// A command of a session that has a connection for itself.
     pub(super) fn pinned_command(
@@ -317,6 +334,10 @@ impl Session {
                     return Step::Done;
                 }
                 Expect::EndTransaction
+            }
+            _ if in_transaction && route.is_some_and(|route| is_forbidden(name, route)) => {
+                pinned.ask(SPOIL, Expect::Forbidden, discard);
+                return Step::Done;
             }
             _ if in_transaction => Expect::Queued(Bytes::copy_from_slice(raw)),
             "watch" => Expect::Watch,

@@ -70,6 +70,13 @@ impl Session {
                     }
                 }
             }
+            Expect::Forbidden => {
+                if let Some(transaction) = &mut pinned.transaction {
+                    transaction.refused = true;
+                }
+                answer =
+                    Some(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n"));
+            }
             Expect::EndTransaction => {
                 let select = pinned.transaction.take().and_then(|transaction| transaction.select);
                 pinned.watching = false;
