@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::Active;
-use super::pinned::{Expect, Fate, Pinned};
+use super::pinned::{Expect, Fate, Pinned, SPOIL};
 use super::session::Session;
 use super::upstream::{DialError, Key, dial};
 use crate::resp::write;
@@ -182,6 +182,9 @@ fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
         new.ask(b"*1\r\n$5\r\nMULTI\r\n", Expect::Swallow, false);
         for command in &transaction.queued {
             new.ask(command, Expect::Swallow, false);
+        }
+        if transaction.refused {
+            new.ask(SPOIL, Expect::Swallow, false);
         }
         new.transaction = Some(transaction);
     }

@@ -30,7 +30,7 @@ use crate::resp::write;
 /// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.
 const REMEMBERED: usize = 64 * 1024 * 1024;
 /// ECHO without its argument: every server refuses to queue it, and EXEC then answers EXECABORT.
-const SPOIL: &[u8] = b"*1\r\n$4\r\nECHO\r\n";
+pub(super) const SPOIL: &[u8] = b"*1\r\n$4\r\nECHO\r\n";
 
 /// What a reply that is owed will mean.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub(super) struct Transaction {
     bytes: usize,
     pub(super) fate: Fate,
     /// A command was refused when it was queued: EXEC will answer EXECABORT.
-    refused: bool,
+    pub(super) refused: bool,
     /// The db that a queued SELECT leads to.
     select: Option<u32>,
 }
