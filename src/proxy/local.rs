@@ -11,7 +11,7 @@ use super::registry::ClientEntry;
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Answer, Step, credentials};
 use super::upstream::{Credentials, Identity};
-use crate::resp::write;
+use crate::resp::write::{self, Proto};
 
 /// Answers `args`. Everything that was asked before has been answered.
 pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
@@ -189,8 +189,9 @@ fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) ->
             let proto = Session::proto(core);
             say(session, core, |out| write::verbatim(out, proto, line.as_bytes()))
         }
-        (b"list", filters) => list(session, core, filters),
-        (b"kill", filters) => kill(session, core, filters),
+        // They reach other clients: only a user whom the server would let do so may.
+        (b"list", _) => session.ask_leave(core, args, &[b"CLIENT", b"LIST", b"ID", NOBODY]),
+        (b"kill", [_, ..]) => session.ask_leave(core, args, &[b"CLIENT", b"KILL", b"ID", NOBODY]),
         (b"reply", [mode]) => reply_mode(session, core, mode),
         (b"unblock", [id, mode @ ..]) if mode.len() <= 1 => unblock(session, core, id, mode),
         // What is left speaks of the server: PAUSE, HELP, wrong arguments.
@@ -223,7 +224,29 @@ fn client_type(entry: &ClientEntry) -> &'static [u8] {
     if *entry.flags.lock() == "P" { b"pubsub" } else { b"normal" }
 }
 
-fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
+/// An id that no client has.
+const NOBODY: &[u8] = b"9223372036854775807";
+
+/// The answer to CLIENT LIST or CLIENT KILL from a user who may ask.
+pub(super) fn about_others(session: &Session, args: &[&[u8]], proto: Proto) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (sub, filters) = (args[1], &args[2..]);
+    if sub.eq_ignore_ascii_case(b"list") {
+        match list(session, filters, proto) {
+            Ok(text) => out = text,
+            Err(text) => write::error(&mut out, text.as_bytes()),
+        }
+    } else {
+        match kill(session, filters) {
+            Ok(Some(killed)) => write::integer(&mut out, killed),
+            Ok(None) => write::ok(&mut out),
+            Err(text) => write::error(&mut out, text.as_bytes()),
+        }
+    }
+    out
+}
+
+fn list(session: &Session, filters: &[&[u8]], proto: Proto) -> Result<Vec<u8>, Cow<'static, str>> {
     let keep: Box<dyn Fn(&ClientEntry) -> bool> = match filters {
         [] => Box::new(|_| true),
         [kind, value] if kind.eq_ignore_ascii_case(b"type") => {
@@ -232,9 +255,7 @@ fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
                 .contains(&wanted.as_slice())
             {
                 let wanted = String::from_utf8_lossy(value).into_owned();
-                return say(session, core, |out| {
-                    write::error(out, format!("ERR Unknown client type '{wanted}'"))
-                });
+                return Err(format!("ERR Unknown client type '{wanted}'").into());
             }
             Box::new(move |entry| client_type(entry) == wanted)
         }
@@ -243,12 +264,12 @@ fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
             for id in ids {
                 match number(id) {
                     Some(id) => wanted.push(id),
-                    None => return say(session, core, |out| write::error(out, "ERR Invalid client ID")),
+                    None => return Err("ERR Invalid client ID".into()),
                 }
             }
             Box::new(move |entry| wanted.contains(&entry.id))
         }
-        _ => return say(session, core, |out| write::error(out, "ERR syntax error")),
+        _ => return Err("ERR syntax error".into()),
     };
     let now = Instant::now();
     let text: String = session
@@ -260,14 +281,16 @@ fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
         .filter(|entry| keep(entry))
         .map(|entry| entry.line(now))
         .collect();
-    let proto = Session::proto(core);
-    say(session, core, |out| write::verbatim(out, proto, text.as_bytes()))
+    let mut out = Vec::new();
+    write::verbatim(&mut out, proto, text.as_bytes());
+    Ok(out)
 }
 
 /// One condition of CLIENT KILL.
 type Test = Box<dyn Fn(&ClientEntry) -> bool>;
 
-fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
+/// How many clients it ends; `None` for the old form, which says OK.
+fn kill(session: &Session, filters: &[&[u8]]) -> Result<Option<i64>, Cow<'static, str>> {
     let all = session.worker.shared.registry.all();
     if let [address] = filters {
         // The old form kills exactly one client, by its address.
@@ -275,13 +298,13 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
         return match found {
             Some(entry) if entry.id == session.entry.id => {
                 session.closing.set(Closing::AfterReplies);
-                say(session, core, write::ok)
+                Ok(None)
             }
             Some(entry) => {
                 entry.kill();
-                say(session, core, write::ok)
+                Ok(None)
             }
-            None => say(session, core, |out| write::error(out, "ERR No such client")),
+            None => Err("ERR No such client".into()),
         };
     }
     let mut skip_me = true;
@@ -293,9 +316,7 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
             b"id" => match number(&value) {
                 Some(id) if id > 0 => tests.push(Box::new(move |entry| entry.id == id)),
                 _ => {
-                    return say(session, core, |out| {
-                        write::error(out, "ERR client-id should be greater than 0")
-                    });
+                    return Err("ERR client-id should be greater than 0".into());
                 }
             },
             b"addr" => tests.push(Box::new(move |entry| entry.addr.as_bytes() == value)),
@@ -306,13 +327,13 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
             b"skipme" if value.eq_ignore_ascii_case(b"no") => skip_me = false,
             b"maxage" => match number(&value) {
                 Some(age) => tests.push(Box::new(move |entry| entry.since.elapsed().as_secs() >= age)),
-                None => return say(session, core, |out| write::error(out, "ERR syntax error")),
+                None => return Err("ERR syntax error".into()),
             },
-            _ => return say(session, core, |out| write::error(out, "ERR syntax error")),
+            _ => return Err("ERR syntax error".into()),
         }
     }
     if !pairs.remainder().is_empty() || filters.is_empty() {
-        return say(session, core, |out| write::error(out, "ERR syntax error"));
+        return Err("ERR syntax error".into());
     }
     let mut killed = 0;
     for entry in all.iter().filter(|entry| tests.iter().all(|test| test(entry))) {
@@ -326,7 +347,7 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
             killed += 1;
         }
     }
-    say(session, core, |out| write::integer(out, killed))
+    Ok(Some(killed))
 }
 
 /// CLIENT UNBLOCK names a client of the gateway; the server knows the connection that blocks for it.

@@ -33,6 +33,8 @@ pub(super) enum Outcome {
     Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError>, discard: bool },
     /// The reply to a command of the SCAN family.
     Scanned { reply: Result<Bytes, DialError>, discard: bool },
+    /// The server's word on a command that the gateway answers, in a form that does nothing.
+    Leave { args: Vec<Vec<u8>>, reply: Result<Bytes, DialError>, discard: bool },
     /// An unknown command has been looked up.
     LookedUp,
 }
@@ -213,6 +215,21 @@ impl Session {
         hello_reply(raw, self.entry.id, proto)
     }
 
+    /// Asks the server whether this user may send `probe`, and answers `args` if so.
+    pub(super) fn ask_leave(self: &Rc<Self>, core: &mut Core, args: &[&[u8]], probe: &[&[u8]]) -> Step {
+        let mut command = BytesMut::new();
+        write::command(&mut command, probe);
+        let key = Key { side: self.worker.active.get(), identity: core.identity.clone() };
+        let worker = Rc::clone(&self.worker);
+        let discard = core.reply_mode != ReplyMode::On;
+        let args = args.iter().map(|arg| arg.to_vec()).collect();
+        core.pending = Some(Box::pin(async move {
+            let reply = ask_aside(&worker, &key, &command).await;
+            Outcome::Leave { args, reply, discard }
+        }));
+        Step::Done
+    }
+
     /// Goes on after something was waited for.
     pub(super) fn settle(self: &Rc<Self>, core: &mut Core, outcome: Outcome) {
         let quiet = core.reply_mode == ReplyMode::Off;
@@ -224,6 +241,20 @@ impl Session {
                 }
                 if !discard {
                     self.send(&reply);
+                }
+            }
+            Outcome::Leave { args, reply: Ok(reply), discard } => {
+                if reply.starts_with(b"-NOPERM") || reply.starts_with(b"-NOAUTH") {
+                    self.worker.count_errors(1);
+                    if !discard {
+                        self.send(&reply);
+                    }
+                } else {
+                    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+                    let answer = local::about_others(self, &args, Self::proto(core));
+                    if !discard {
+                        self.send(&answer);
+                    }
                 }
             }
             Outcome::Pinned(Ok(upstream)) => {
@@ -254,6 +285,7 @@ impl Session {
                 self.worker.count_errors(1);
             }
             Outcome::Scanned { reply: Err(DialError::Refused(line)), discard }
+            | Outcome::Leave { reply: Err(DialError::Refused(line)), discard, .. }
             | Outcome::Identity { dialled: Err(DialError::Refused(line)), discard, .. } => {
                 if !discard {
                     self.send(&line);
@@ -262,6 +294,7 @@ impl Session {
             }
             Outcome::Pinned(Err(DialError::Lost(error)))
             | Outcome::Scanned { reply: Err(DialError::Lost(error)), .. }
+            | Outcome::Leave { reply: Err(DialError::Lost(error)), .. }
             | Outcome::Identity { dialled: Err(DialError::Lost(error)), .. } => {
                 tracing::warn!(client = %self.entry.addr, "a client was closed, since its server stayed away: {error}");
                 self.closing.set(Closing::Now);
