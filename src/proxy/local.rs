@@ -24,7 +24,7 @@ pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[
             reset(session, core);
             Step::Done
         }
-        "select" => select(session, core, args),
+        "select" => select(session, core, raw, args),
         "auth" => auth(session, core, args),
         "hello" => hello(session, core, args),
         "client" => client(session, core, raw, args),
@@ -55,7 +55,7 @@ pub(super) fn reset(session: &Rc<Session>, core: &mut Core) {
     session.reply(|out| write::simple(out, "RESET"));
 }
 
-fn select(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
+fn select(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) -> Step {
     let [_, index] = args else { return wrong_arguments(session, core, "select") };
     let Some(index) = std::str::from_utf8(index).ok().and_then(|text| text.parse::<i64>().ok()) else {
         return say(session, core, |out| write::error(out, "ERR value is not an integer or out of range"));
@@ -64,7 +64,12 @@ fn select(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
         return say(session, core, |out| write::error(out, "ERR DB index is out of range"));
     };
     let identity = Identity { db, ..core.identity.clone() };
-    if db == core.identity.db || session.worker.has_lane(&identity) {
+    if db == core.identity.db {
+        // Nothing changes on the lane, and the server says what it says to this user.
+        session.push(core, raw, 1, core.reply_mode != ReplyMode::On);
+        return Step::Done;
+    }
+    if session.worker.has_lane(&identity) {
         session.change_identity(core, identity);
         return say(session, core, write::ok);
     }
