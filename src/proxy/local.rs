@@ -355,6 +355,27 @@ fn kill(session: &Session, filters: &[&[u8]]) -> Result<Option<i64>, Cow<'static
     Ok(Some(killed))
 }
 
+/// CLIENT TRACKING … REDIRECT names a client of the gateway; the server is told the connection that is subscribed for it.
+/// `None`: it names nobody. Who has no connection of its own there is nobody to the server, which says so.
+pub(super) fn redirect(session: &Session, args: &[&[u8]]) -> Option<Vec<u8>> {
+    let at = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"redirect"))? + 1;
+    let id = number(args.get(at)?)?;
+    let target = session.worker.shared.registry.find(id);
+    let server_id = target.as_ref().map_or(0, |target| target.server_id.load(Ordering::Relaxed));
+    let server_id = match target {
+        Some(target) if server_id != 0 => {
+            target.redirected_to.store(true, Ordering::Relaxed);
+            server_id.to_string().into_bytes()
+        }
+        _ => NOBODY.to_vec(),
+    };
+    let mut words = args.to_vec();
+    words[at] = &server_id;
+    let mut bytes = Vec::new();
+    write::command(&mut bytes, &words);
+    Some(bytes)
+}
+
 /// CLIENT UNBLOCK names a client of the gateway; the server knows the connection that blocks for it.
 fn unblock(session: &Rc<Session>, core: &mut Core, id: &[u8], mode: &[&[u8]]) -> Step {
     let Some(id) = number(id) else {

@@ -85,6 +85,13 @@ impl Session {
             let core = self.core.borrow();
             core.pinned.as_deref().is_some_and(|pinned| pinned.upstream.key.side != active)
         };
+        if moves && self.core.borrow().pinned.as_deref().is_some_and(Pinned::redirects) {
+            // The connection that it names is not there. Such a client has to forget what it cached whenever it loses a
+            // connection, so that is what it is told.
+            tracing::info!(client = %self.entry.addr, "a client was closed: its tracking was redirected to another client");
+            self.close_now();
+            return Ok(());
+        }
         let fresh = if moves && self.needs_connection() {
             match self.worker.take_pooled(&key) {
                 Some(upstream) => Some(upstream),

@@ -223,6 +223,13 @@ impl Pinned {
         self.invalidate = tracked;
     }
 
+    /// Whether its invalidations go to a connection of another client.
+    pub(super) fn redirects(&self) -> bool {
+        self.sticky.iter().any(|command| {
+            command.windows(10).any(|word| word.eq_ignore_ascii_case(b"REDIRECT\r\n"))
+        })
+    }
+
     fn flags(&self) -> &'static str {
         if self.monitor {
             "O"
@@ -343,6 +350,12 @@ impl Session {
             "watch" => Expect::Watch,
             "unwatch" => Expect::Unwatch,
             "monitor" => Expect::Sticky(Bytes::copy_from_slice(raw)),
+            "client" if matches!(route, Some(Route::Pinned(Why::Tracking))) => {
+                let redirected = local::redirect(self, args).map(Bytes::from);
+                let raw = redirected.unwrap_or_else(|| Bytes::copy_from_slice(raw));
+                pinned.ask(&raw, Expect::Sticky(raw.clone()), discard);
+                return Step::Done;
+            }
             "client" if matches!(route, Some(Route::Pinned(_))) => {
                 Expect::Sticky(Bytes::copy_from_slice(raw))
             }
@@ -491,7 +504,8 @@ impl Session {
         self.entry.server_id.store(0, Ordering::Relaxed);
         *self.entry.flags.lock() = "N";
         self.worker.count_pinned(-1);
-        if pinned.is_clean() {
+        // What is redirected to a connection goes on coming there: nobody else may have it.
+        if pinned.is_clean() && !self.entry.redirected_to.load(Ordering::Relaxed) {
             self.worker.give_pooled(pinned.upstream);
         }
     }
