@@ -343,6 +343,10 @@ impl Session {
                 Expect::EndTransaction
             }
             _ if in_transaction && route.is_some_and(|route| is_forbidden(name, route)) => {
+                if pinned.owes() {
+                    // Whether MULTI itself was accepted.
+                    return Step::Wait;
+                }
                 pinned.ask(SPOIL, Expect::Forbidden, discard);
                 return Step::Done;
             }
