@@ -196,7 +196,13 @@ fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) ->
         }
         // They reach other clients: only a user whom the server would let do so may.
         (b"list", _) => session.ask_leave(core, args, &[b"CLIENT", b"LIST", b"ID", NOBODY]),
-        (b"kill", [_, ..]) => session.ask_leave(core, args, &[b"CLIENT", b"KILL", b"ID", NOBODY]),
+        (b"kill", filters @ [_, ..]) => {
+            let mut probe = vec![b"CLIENT".as_slice(), b"KILL", b"ID", NOBODY];
+            // Which users there are, only the server knows.
+            let named = filters.chunks_exact(2).find(|pair| pair[0].eq_ignore_ascii_case(b"user"));
+            probe.extend(named.into_iter().flatten());
+            session.ask_leave(core, args, &probe)
+        }
         (b"reply", [mode]) => reply_mode(session, core, mode),
         (b"unblock", [id, mode @ ..]) if mode.len() <= 1 => unblock(session, core, id, mode),
         // What is left speaks of the server: PAUSE, HELP, wrong arguments.
@@ -229,6 +235,16 @@ fn client_type(entry: &ClientEntry) -> &'static [u8] {
     if *entry.flags.lock() == "P" { b"pubsub" } else { b"normal" }
 }
 
+fn is_client_type(value: &[u8]) -> bool {
+    ["normal", "master", "replica", "slave", "pubsub"]
+        .iter()
+        .any(|known| value.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+fn unknown_type(value: &[u8]) -> Cow<'static, str> {
+    format!("ERR Unknown client type '{}'", String::from_utf8_lossy(value)).into()
+}
+
 /// An id that no client has.
 const NOBODY: &[u8] = b"9223372036854775807";
 
@@ -256,11 +272,8 @@ fn list(session: &Session, filters: &[&[u8]], proto: Proto) -> Result<Vec<u8>, C
         [] => Box::new(|_| true),
         [kind, value] if kind.eq_ignore_ascii_case(b"type") => {
             let wanted = value.to_ascii_lowercase();
-            if ![b"normal".as_slice(), b"master", b"replica", b"slave", b"pubsub"]
-                .contains(&wanted.as_slice())
-            {
-                let wanted = String::from_utf8_lossy(value).into_owned();
-                return Err(format!("ERR Unknown client type '{wanted}'").into());
+            if !is_client_type(value) {
+                return Err(unknown_type(value));
             }
             Box::new(move |entry| client_type(entry) == wanted)
         }
@@ -327,6 +340,7 @@ fn kill(session: &Session, filters: &[&[u8]]) -> Result<Option<i64>, Cow<'static
             b"addr" => tests.push(Box::new(move |entry| entry.addr.as_bytes() == value)),
             b"laddr" => tests.push(Box::new(move |entry| entry.laddr.as_bytes() == value)),
             b"user" => tests.push(Box::new(move |entry| entry.user.lock().as_ref() == value)),
+            b"type" if !is_client_type(&value) => return Err(unknown_type(&value)),
             b"type" => tests.push(Box::new(move |entry| client_type(entry).eq_ignore_ascii_case(&value))),
             b"skipme" if value.eq_ignore_ascii_case(b"yes") => skip_me = true,
             b"skipme" if value.eq_ignore_ascii_case(b"no") => skip_me = false,

@@ -244,7 +244,8 @@ impl Session {
                 }
             }
             Outcome::Leave { args, reply: Ok(reply), discard } => {
-                if reply.starts_with(b"-NOPERM") || reply.starts_with(b"-NOAUTH") {
+                let refusals = [b"-NOPERM".as_slice(), b"-NOAUTH", b"-ERR No such user"];
+                if refusals.iter().any(|refusal| reply.starts_with(refusal)) {
                     self.worker.count_errors(1);
                     if !discard {
                         self.send(&reply);
