@@ -34,6 +34,17 @@ pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[
     }
 }
 
+/// What no client of a gateway may send.
+pub(super) fn refuse(session: &Session, core: &Core, name: &str) -> Step {
+    let name = name.to_ascii_uppercase();
+    say(session, core, |out| {
+        write::error(
+            out,
+            format!("ERR {name} is not available through the gateway; connect to the server itself"),
+        );
+    })
+}
+
 /// Replies, unless the client asked not to be answered.
 pub(super) fn say(session: &Session, core: &Core, write: impl FnOnce(&mut Vec<u8>)) -> Step {
     if core.reply_mode == ReplyMode::On {

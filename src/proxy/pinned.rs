@@ -225,9 +225,9 @@ impl Pinned {
 
     /// Whether its invalidations go to a connection of another client.
     pub(super) fn redirects(&self) -> bool {
-        self.sticky.iter().any(|command| {
-            command.windows(10).any(|word| word.eq_ignore_ascii_case(b"REDIRECT\r\n"))
-        })
+        self.sticky
+            .iter()
+            .any(|command| command.windows(10).any(|word| word.eq_ignore_ascii_case(b"REDIRECT\r\n")))
     }
 
     fn flags(&self) -> &'static str {
@@ -314,6 +314,9 @@ impl Session {
             if !in_transaction || immediate {
                 if pinned.owes() {
                     return Step::Wait;
+                }
+                if matches!(route, Some(Route::Refused)) {
+                    return local::refuse(self, core, name);
                 }
                 return self.local_while_pinned(core, name, raw, args);
             }

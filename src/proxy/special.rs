@@ -100,15 +100,7 @@ impl Session {
                 if self.inflight.get() > 0 {
                     return Step::Wait;
                 }
-                local::say(self, core, |out| {
-                    write::error(
-                        out,
-                        format!(
-                            "ERR {} is not available through the gateway; connect to the server itself",
-                            spec.name.to_ascii_uppercase()
-                        ),
-                    );
-                })
+                local::refuse(self, core, spec.name)
             }
             Route::Local | Route::Pinned(Pin::ReplyMode) => {
                 if self.inflight.get() > 0 {

@@ -74,8 +74,7 @@ impl Session {
                 if let Some(transaction) = &mut pinned.transaction {
                     transaction.refused = true;
                 }
-                answer =
-                    Some(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n"));
+                answer = Some(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n"));
             }
             Expect::EndTransaction => {
                 let select = pinned.transaction.take().and_then(|transaction| transaction.select);
