@@ -17,6 +17,8 @@ mod h01_protocol;
 mod h03_transactions;
 mod h04_blocking;
 mod h05_pubsub;
+mod h06_sessions;
+mod h07_scripts_admin;
 mod h08_slow_clients;
 mod h09_source_away;
 mod h13_crashes;
