@@ -761,3 +761,23 @@ async fn h06_clients_keep_what_is_theirs_over_a_cutover_and_a_rollback() {
     assert_eq!(quiet.reply().await.unwrap().brief(), "OK");
     assert_eq!(text(&mut quiet, &["GET", "quiet"]).await, "2");
 }
+
+/// A user who may not ask for the id of a connection blocks over a switch like any other.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "open: without the id its command cannot be recalled, and the switch aborts"]
+async fn h06_a_user_with_few_rights_blocks_over_a_cutover() {
+    let mut lab = Setup::new().build().await;
+    for server in [&lab.source, &lab.destination] {
+        server.call(&["ACL", "SETUSER", "few", "on", ">pw", "~*", "+blpop"]).await.unwrap();
+    }
+    let mut few = Connection::open(&lab.gateway.address()).await.unwrap();
+    few.must(&["AUTH", "few", "pw"]).await.unwrap();
+    lab.mirror().await;
+    few.queue(&["BLPOP", "queue", "0"]);
+    few.flush().await.unwrap();
+    eventually("it blocks", async || lab.source.info("blocked_clients").await.unwrap() == "1").await;
+    lab.cutover().await;
+    let mut other = Connection::open(&lab.gateway.address()).await.unwrap();
+    other.must(&["RPUSH", "queue", "x"]).await.unwrap();
+    assert_eq!(few.reply().await.unwrap().brief(), "[queue x]");
+}
