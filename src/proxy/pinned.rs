@@ -27,6 +27,8 @@ use crate::command::{self, Lane as Route, Pin as Why, Spec};
 use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 
+/// Moves the offset that WAIT on this connection looks at.
+const ADVANCE: &[u8] = b"*3\r\n$7\r\nPUBLISH\r\n$14\r\ncrossfade:wait\r\n$0\r\n\r\n";
 /// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.
 const REMEMBERED: usize = 64 * 1024 * 1024;
 /// ECHO without its argument: every server refuses to queue it, and EXEC then answers EXECABORT.
@@ -370,9 +372,11 @@ impl Session {
                 if pinned.owes() {
                     return Step::Wait;
                 }
-                // WAIT looks at what *this* connection has written. After any command its offset is the server's
-                // newest, which covers what the lane wrote before.
+                // WAIT looks at what *this* connection has written. Before Redis 7.2 its offset is the server's newest after
+                // any command, which covers what the lane wrote before; since then, and in Valkey, only after one that
+                // is replicated. PUBLISH is, and changes no key.
                 pinned.ask(b"*1\r\n$4\r\nPING\r\n", Expect::Swallow, false);
+                pinned.ask(ADVANCE, Expect::Swallow, false);
                 match spec.and_then(|spec| command::blocking_form(spec, args)) {
                     Some(form) => {
                         self.block(pinned, args, form);
