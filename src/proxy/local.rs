@@ -1,5 +1,6 @@
 //! Commands that the gateway itself answers: they speak of the client's connection, which ends here.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -11,21 +12,20 @@ use super::registry::ClientEntry;
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Answer, Step, credentials};
 use super::upstream::{Credentials, Identity};
-use crate::resp::write;
+use crate::resp::write::{self, Proto};
 
 /// Answers `args`. Everything that was asked before has been answered.
 pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
     match name {
         "quit" => {
-            session.reply(write::ok);
             session.closing.set(Closing::AfterReplies);
-            Step::Done
+            say(session, core, write::ok)
         }
         "reset" => {
             reset(session, core);
             Step::Done
         }
-        "select" => select(session, core, args),
+        "select" => select(session, core, raw, args),
         "auth" => auth(session, core, args),
         "hello" => hello(session, core, args),
         "client" => client(session, core, raw, args),
@@ -57,7 +57,7 @@ pub(super) fn reset(session: &Rc<Session>, core: &mut Core) {
     session.reply(|out| write::simple(out, "RESET"));
 }
 
-fn select(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
+fn select(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) -> Step {
     let [_, index] = args else { return wrong_arguments(session, core, "select") };
     let Some(index) = std::str::from_utf8(index).ok().and_then(|text| text.parse::<i64>().ok()) else {
         return say(session, core, |out| write::error(out, "ERR value is not an integer or out of range"));
@@ -66,7 +66,12 @@ fn select(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
         return say(session, core, |out| write::error(out, "ERR DB index is out of range"));
     };
     let identity = Identity { db, ..core.identity.clone() };
-    if db == core.identity.db || session.worker.has_lane(&identity) {
+    if db == core.identity.db {
+        // Nothing changes on the lane, and the server says what it says to this user.
+        session.push(core, raw, 1, core.reply_mode != ReplyMode::On);
+        return Step::Done;
+    }
+    if session.worker.has_lane(&identity) {
         session.change_identity(core, identity);
         return say(session, core, write::ok);
     }
@@ -85,7 +90,18 @@ fn auth(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
 }
 
 fn hello(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
-    let mut identity = core.identity.clone();
+    match hello_options(&core.identity, args) {
+        Ok((identity, name)) => session.ask_identity(core, identity, Answer::Hello(name)),
+        Err(text) => say(session, core, |out| write::error(out, text.as_bytes())),
+    }
+}
+
+/// Who a client will be, and its name if it sets one, when the server agrees to this HELLO; or the error that Redis gives.
+pub(super) fn hello_options(
+    now: &Identity,
+    args: &[&[u8]],
+) -> Result<(Identity, Option<Bytes>), Cow<'static, str>> {
+    let mut identity = now.clone();
     let mut rest = &args[1..];
     if let Some((version, options)) = rest.split_first() {
         match *version {
@@ -93,11 +109,10 @@ fn hello(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
             b"3" => identity.resp3 = true,
             other => {
                 let number = std::str::from_utf8(other).ok().and_then(|text| text.parse::<i64>().ok());
-                let text = match number {
-                    Some(_) => "NOPROTO unsupported protocol version",
-                    None => "ERR Protocol version is not an integer or out of range",
-                };
-                return say(session, core, |out| write::error(out, text));
+                return Err(match number {
+                    Some(_) => "NOPROTO unsupported protocol version".into(),
+                    None => "ERR Protocol version is not an integer or out of range".into(),
+                });
             }
         }
         rest = options;
@@ -114,23 +129,18 @@ fn hello(session: &Rc<Session>, core: &mut Core, args: &[&[u8]]) -> Step {
             }
             [value, more @ ..] if option.eq_ignore_ascii_case(b"setname") => {
                 if !is_name(value) {
-                    return say(session, core, |out| write::error(out, BAD_NAME));
+                    return Err(BAD_NAME.into());
                 }
                 name = Some(Bytes::copy_from_slice(value));
                 rest = more;
             }
             _ => {
                 let option = String::from_utf8_lossy(option).into_owned();
-                return say(session, core, |out| {
-                    write::error(out, format!("ERR Syntax error in HELLO option '{option}'"));
-                });
+                return Err(format!("ERR Syntax error in HELLO option '{option}'").into());
             }
         }
     }
-    if let Some(name) = name {
-        *session.entry.name.lock() = name;
-    }
-    session.ask_identity(core, identity, Answer::Hello)
+    Ok((identity, name))
 }
 
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
@@ -186,8 +196,15 @@ fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) ->
             let proto = Session::proto(core);
             say(session, core, |out| write::verbatim(out, proto, line.as_bytes()))
         }
-        (b"list", filters) => list(session, core, filters),
-        (b"kill", filters) => kill(session, core, filters),
+        // They reach other clients: only a user whom the server would let do so may.
+        (b"list", _) => session.ask_leave(core, args, &[b"CLIENT", b"LIST", b"ID", NOBODY]),
+        (b"kill", filters @ [_, ..]) => {
+            let mut probe = vec![b"CLIENT".as_slice(), b"KILL", b"ID", NOBODY];
+            // Which users there are, only the server knows.
+            let named = filters.chunks_exact(2).find(|pair| pair[0].eq_ignore_ascii_case(b"user"));
+            probe.extend(named.into_iter().flatten());
+            session.ask_leave(core, args, &probe)
+        }
         (b"reply", [mode]) => reply_mode(session, core, mode),
         (b"unblock", [id, mode @ ..]) if mode.len() <= 1 => unblock(session, core, id, mode),
         // What is left speaks of the server: PAUSE, HELP, wrong arguments.
@@ -220,18 +237,45 @@ fn client_type(entry: &ClientEntry) -> &'static [u8] {
     if *entry.flags.lock() == "P" { b"pubsub" } else { b"normal" }
 }
 
-fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
+fn is_client_type(value: &[u8]) -> bool {
+    ["normal", "master", "replica", "slave", "pubsub"]
+        .iter()
+        .any(|known| value.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+fn unknown_type(value: &[u8]) -> Cow<'static, str> {
+    format!("ERR Unknown client type '{}'", String::from_utf8_lossy(value)).into()
+}
+
+/// An id that no client has.
+const NOBODY: &[u8] = b"9223372036854775807";
+
+/// The answer to CLIENT LIST or CLIENT KILL from a user who may ask.
+pub(super) fn about_others(session: &Session, args: &[&[u8]], proto: Proto) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (sub, filters) = (args[1], &args[2..]);
+    if sub.eq_ignore_ascii_case(b"list") {
+        match list(session, filters, proto) {
+            Ok(text) => out = text,
+            Err(text) => write::error(&mut out, text.as_bytes()),
+        }
+    } else {
+        match kill(session, filters) {
+            Ok(Some(killed)) => write::integer(&mut out, killed),
+            Ok(None) => write::ok(&mut out),
+            Err(text) => write::error(&mut out, text.as_bytes()),
+        }
+    }
+    out
+}
+
+fn list(session: &Session, filters: &[&[u8]], proto: Proto) -> Result<Vec<u8>, Cow<'static, str>> {
     let keep: Box<dyn Fn(&ClientEntry) -> bool> = match filters {
         [] => Box::new(|_| true),
         [kind, value] if kind.eq_ignore_ascii_case(b"type") => {
             let wanted = value.to_ascii_lowercase();
-            if ![b"normal".as_slice(), b"master", b"replica", b"slave", b"pubsub"]
-                .contains(&wanted.as_slice())
-            {
-                let wanted = String::from_utf8_lossy(value).into_owned();
-                return say(session, core, |out| {
-                    write::error(out, format!("ERR Unknown client type '{wanted}'"))
-                });
+            if !is_client_type(value) {
+                return Err(unknown_type(value));
             }
             Box::new(move |entry| client_type(entry) == wanted)
         }
@@ -240,12 +284,12 @@ fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
             for id in ids {
                 match number(id) {
                     Some(id) => wanted.push(id),
-                    None => return say(session, core, |out| write::error(out, "ERR Invalid client ID")),
+                    None => return Err("ERR Invalid client ID".into()),
                 }
             }
             Box::new(move |entry| wanted.contains(&entry.id))
         }
-        _ => return say(session, core, |out| write::error(out, "ERR syntax error")),
+        _ => return Err("ERR syntax error".into()),
     };
     let now = Instant::now();
     let text: String = session
@@ -257,14 +301,16 @@ fn list(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
         .filter(|entry| keep(entry))
         .map(|entry| entry.line(now))
         .collect();
-    let proto = Session::proto(core);
-    say(session, core, |out| write::verbatim(out, proto, text.as_bytes()))
+    let mut out = Vec::new();
+    write::verbatim(&mut out, proto, text.as_bytes());
+    Ok(out)
 }
 
 /// One condition of CLIENT KILL.
 type Test = Box<dyn Fn(&ClientEntry) -> bool>;
 
-fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
+/// How many clients it ends; `None` for the old form, which says OK.
+fn kill(session: &Session, filters: &[&[u8]]) -> Result<Option<i64>, Cow<'static, str>> {
     let all = session.worker.shared.registry.all();
     if let [address] = filters {
         // The old form kills exactly one client, by its address.
@@ -272,13 +318,13 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
         return match found {
             Some(entry) if entry.id == session.entry.id => {
                 session.closing.set(Closing::AfterReplies);
-                say(session, core, write::ok)
+                Ok(None)
             }
             Some(entry) => {
                 entry.kill();
-                say(session, core, write::ok)
+                Ok(None)
             }
-            None => say(session, core, |out| write::error(out, "ERR No such client")),
+            None => Err("ERR No such client".into()),
         };
     }
     let mut skip_me = true;
@@ -290,26 +336,25 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
             b"id" => match number(&value) {
                 Some(id) if id > 0 => tests.push(Box::new(move |entry| entry.id == id)),
                 _ => {
-                    return say(session, core, |out| {
-                        write::error(out, "ERR client-id should be greater than 0")
-                    });
+                    return Err("ERR client-id should be greater than 0".into());
                 }
             },
             b"addr" => tests.push(Box::new(move |entry| entry.addr.as_bytes() == value)),
             b"laddr" => tests.push(Box::new(move |entry| entry.laddr.as_bytes() == value)),
             b"user" => tests.push(Box::new(move |entry| entry.user.lock().as_ref() == value)),
+            b"type" if !is_client_type(&value) => return Err(unknown_type(&value)),
             b"type" => tests.push(Box::new(move |entry| client_type(entry).eq_ignore_ascii_case(&value))),
             b"skipme" if value.eq_ignore_ascii_case(b"yes") => skip_me = true,
             b"skipme" if value.eq_ignore_ascii_case(b"no") => skip_me = false,
             b"maxage" => match number(&value) {
                 Some(age) => tests.push(Box::new(move |entry| entry.since.elapsed().as_secs() >= age)),
-                None => return say(session, core, |out| write::error(out, "ERR syntax error")),
+                None => return Err("ERR syntax error".into()),
             },
-            _ => return say(session, core, |out| write::error(out, "ERR syntax error")),
+            _ => return Err("ERR syntax error".into()),
         }
     }
     if !pairs.remainder().is_empty() || filters.is_empty() {
-        return say(session, core, |out| write::error(out, "ERR syntax error"));
+        return Err("ERR syntax error".into());
     }
     let mut killed = 0;
     for entry in all.iter().filter(|entry| tests.iter().all(|test| test(entry))) {
@@ -323,7 +368,28 @@ fn kill(session: &Session, core: &Core, filters: &[&[u8]]) -> Step {
             killed += 1;
         }
     }
-    say(session, core, |out| write::integer(out, killed))
+    Ok(Some(killed))
+}
+
+/// CLIENT TRACKING … REDIRECT names a client of the gateway; the server is told the connection that is subscribed for it.
+/// `None`: it names nobody. Who has no connection of its own there is nobody to the server, which says so.
+pub(super) fn redirect(session: &Session, args: &[&[u8]]) -> Option<Vec<u8>> {
+    let at = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"redirect"))? + 1;
+    let id = number(args.get(at)?)?;
+    let target = session.worker.shared.registry.find(id);
+    let server_id = target.as_ref().map_or(0, |target| target.server_id.load(Ordering::Relaxed));
+    let server_id = match target {
+        Some(target) if server_id != 0 => {
+            target.redirected_to.store(true, Ordering::Relaxed);
+            server_id.to_string().into_bytes()
+        }
+        _ => NOBODY.to_vec(),
+    };
+    let mut words = args.to_vec();
+    words[at] = &server_id;
+    let mut bytes = Vec::new();
+    write::command(&mut bytes, &words);
+    Some(bytes)
 }
 
 /// CLIENT UNBLOCK names a client of the gateway; the server knows the connection that blocks for it.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use super::Active;
-use super::pinned::{Blocked, Expect, Fate, Pinned, Replica};
+use super::pinned::{Blocked, Expect, Fate, Pinned, Replica, SPOIL};
 use super::session::Session;
 use super::special::{ask_aside, ask_on};
 use super::upstream::{DialError, Key, Upstream, dial};
@@ -97,6 +97,13 @@ impl Session {
             let core = self.core.borrow();
             core.pinned.as_deref().is_some_and(|pinned| pinned.upstream.key.side != active)
         };
+        if moves && self.core.borrow().pinned.as_deref().is_some_and(Pinned::redirects) {
+            // The connection that it names is not there. Such a client has to forget what it cached whenever it loses a
+            // connection, so that is what it is told.
+            tracing::info!(client = %self.entry.addr, "a client was closed: its tracking was redirected to another client");
+            self.close_now();
+            return Ok(());
+        }
         let mut fresh = if moves && self.needs_connection() {
             match self.worker.take_pooled(&key) {
                 Some(upstream) => Some(upstream),
@@ -228,6 +235,9 @@ fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
         new.ask(b"*1\r\n$5\r\nMULTI\r\n", Expect::Swallow, false);
         for command in &transaction.queued {
             new.ask(command, Expect::Swallow, false);
+        }
+        if transaction.refused {
+            new.ask(SPOIL, Expect::Swallow, false);
         }
         new.transaction = Some(transaction);
     }

@@ -27,8 +27,12 @@ use crate::command::{self, Lane as Route, Pin as Why, Spec};
 use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 
+/// Moves the offset that WAIT on this connection looks at.
+const ADVANCE: &[u8] = b"*3\r\n$7\r\nPUBLISH\r\n$14\r\ncrossfade:wait\r\n$0\r\n\r\n";
 /// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.
 const REMEMBERED: usize = 64 * 1024 * 1024;
+/// ECHO without its argument: every server refuses to queue it, and EXEC then answers EXECABORT.
+pub(super) const SPOIL: &[u8] = b"*1\r\n$4\r\nECHO\r\n";
 
 /// While so much of what it asked for waits to be read by the client, no more is read from its own connection.
 pub(super) const HELD_BACK: usize = 4 * 1024 * 1024;
@@ -40,6 +44,8 @@ pub(super) enum Expect {
     Multi,
     /// A command inside MULTI.
     Queued(Bytes),
+    /// A command that cannot be inside MULTI; the server was sent one that spoils the transaction.
+    Forbidden,
     /// EXEC or DISCARD of a transaction.
     EndTransaction,
     /// DISCARD in place of an EXEC that must not run; the client is told `instead`.
@@ -55,6 +61,8 @@ pub(super) enum Expect {
     Sticky(Bytes),
     Select(u32),
     Auth(Identity),
+    /// HELLO, with the name that the client gives itself.
+    Hello(Identity, Option<Bytes>),
     /// The gateway's own question; the client does not see the answer.
     Swallow,
 }
@@ -76,7 +84,7 @@ pub(super) struct Transaction {
     bytes: usize,
     pub(super) fate: Fate,
     /// A command was refused when it was queued: EXEC will answer EXECABORT.
-    refused: bool,
+    pub(super) refused: bool,
     /// The db that a queued SELECT leads to.
     select: Option<u32>,
 }
@@ -267,6 +275,13 @@ impl Pinned {
         self.held_back
     }
 
+    /// Whether its invalidations go to a connection of another client.
+    pub(super) fn redirects(&self) -> bool {
+        self.sticky
+            .iter()
+            .any(|command| command.windows(10).any(|word| word.eq_ignore_ascii_case(b"REDIRECT\r\n")))
+    }
+
     fn flags(&self) -> &'static str {
         if self.replica != Replica::No {
             "S"
@@ -304,6 +319,19 @@ impl Pinned {
             return channels;
         }
         self.subscriptions(name).len().max(1)
+    }
+}
+
+/// Whether a command cannot run inside MULTI. There the server would run it on a connection that goes back to the pool:
+/// AUTH would hand its user's rights to whoever gets it next, CLIENT KILL would take ids of clients for those of connections.
+fn is_forbidden(name: &str, route: Route) -> bool {
+    match route {
+        Route::Local => !matches!(name, "select" | "readonly" | "readwrite" | "asking"),
+        Route::Refused => true,
+        Route::Pinned(why) => {
+            matches!(why, Why::Subscribe | Why::Monitor | Why::Tracking | Why::ReplyMode | Why::Other)
+        }
+        Route::Shared => false,
     }
 }
 
@@ -372,6 +400,14 @@ impl Session {
                 }
                 Expect::EndTransaction
             }
+            _ if in_transaction && route.is_some_and(|route| is_forbidden(name, route)) => {
+                if pinned.owes() {
+                    // Whether MULTI itself was accepted.
+                    return Step::Wait;
+                }
+                pinned.ask(SPOIL, Expect::Forbidden, discard);
+                return Step::Done;
+            }
             _ if in_transaction => Expect::Queued(Bytes::copy_from_slice(raw)),
             "replconf" => {
                 pinned.replica = Replica::Introduced;
@@ -389,6 +425,12 @@ impl Session {
             "watch" => Expect::Watch,
             "unwatch" => Expect::Unwatch,
             "monitor" => Expect::Sticky(Bytes::copy_from_slice(raw)),
+            "client" if matches!(route, Some(Route::Pinned(Why::Tracking))) => {
+                let redirected = local::redirect(self, args).map(Bytes::from);
+                let raw = redirected.unwrap_or_else(|| Bytes::copy_from_slice(raw));
+                pinned.ask(&raw, Expect::Sticky(raw.clone()), discard);
+                return Step::Done;
+            }
             "client" if matches!(route, Some(Route::Pinned(_))) => {
                 Expect::Sticky(Bytes::copy_from_slice(raw))
             }
@@ -396,9 +438,11 @@ impl Session {
                 if pinned.owes() {
                     return Step::Wait;
                 }
-                // WAIT looks at what *this* connection has written. After any command its offset is the server's
-                // newest, which covers what the lane wrote before.
+                // WAIT looks at what *this* connection has written. Before Redis 7.2 its offset is the server's newest after
+                // any command, which covers what the lane wrote before; since then, and in Valkey, only after one that
+                // is replicated. PUBLISH is, and changes no key.
                 pinned.ask(b"*1\r\n$4\r\nPING\r\n", Expect::Swallow, false);
+                pinned.ask(ADVANCE, Expect::Swallow, false);
                 match spec.and_then(|spec| command::blocking_form(spec, args)) {
                     Some(form) => {
                         self.block(pinned, args, form);
@@ -464,19 +508,13 @@ impl Session {
             }
             "hello" => {
                 // Only the protocol and the user can change under a connection with state.
-                let mut identity = core.identity.clone();
-                match args.get(1) {
-                    Some(&b"2") => identity.resp3 = false,
-                    Some(&b"3") => identity.resp3 = true,
-                    _ => {}
-                }
-                if let Some(at) = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"auth")) {
-                    if let Some(pair) = args.get(at + 1..at + 3) {
-                        identity.credentials = credentials(pair);
+                match local::hello_options(&core.identity, args) {
+                    Ok((identity, name)) => {
+                        pinned.ask(raw, Expect::Hello(identity, name), discard);
+                        Step::Done
                     }
+                    Err(text) => local::say(self, core, |out| write::error(out, text.as_bytes())),
                 }
-                pinned.ask(raw, Expect::Auth(identity), discard);
-                Step::Done
             }
             "reset" => {
                 if let Some(pinned) = core.pinned.take() {
@@ -561,7 +599,8 @@ impl Session {
         self.entry.server_id.store(0, Ordering::Relaxed);
         *self.entry.flags.lock() = "N";
         self.worker.count_pinned(-1);
-        if pinned.is_clean() {
+        // What is redirected to a connection goes on coming there: nobody else may have it.
+        if pinned.is_clean() && !self.entry.redirected_to.load(Ordering::Relaxed) {
             self.worker.give_pooled(pinned.upstream);
         }
     }

@@ -24,6 +24,8 @@ pub(super) struct ClientEntry {
     pub(super) resp: AtomicU32,
     /// The id that the server gave to the pinned connection of this client; 0 without one.
     pub(super) server_id: AtomicU64,
+    /// The server sends this client the invalidations of another.
+    pub(super) redirected_to: AtomicBool,
     /// Set by CLIENT KILL.
     pub(super) killed: AtomicBool,
     pub(super) waker: AtomicWaker,

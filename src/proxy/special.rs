@@ -32,9 +32,11 @@ pub(super) enum Outcome {
     /// A connection of its own.
     Pinned(Result<Upstream, DialError>),
     /// The server's word on AUTH, SELECT or HELLO.
-    Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError> },
+    Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError>, discard: bool },
     /// The reply to a command of the SCAN family.
     Scanned { reply: Result<Bytes, DialError>, discard: bool },
+    /// The server's word on a command that the gateway answers, in a form that does nothing.
+    Leave { args: Vec<Vec<u8>>, reply: Result<Bytes, DialError>, discard: bool },
     /// An unknown command has been looked up.
     LookedUp,
 }
@@ -42,7 +44,8 @@ pub(super) enum Outcome {
 /// How a change of identity is answered.
 pub(super) enum Answer {
     Ok,
-    Hello,
+    /// With the name that the client gives itself, if it does.
+    Hello(Option<Bytes>),
 }
 
 impl Session {
@@ -213,11 +216,36 @@ impl Session {
     pub(super) fn ask_identity(self: &Rc<Self>, core: &mut Core, identity: Identity, answer: Answer) -> Step {
         let key = Key::new(self.worker.active.get(), identity.clone());
         let worker = Rc::clone(&self.worker);
-        let hello = matches!(answer, Answer::Hello);
+        let hello = matches!(answer, Answer::Hello(_));
+        let discard = core.reply_mode != ReplyMode::On;
         core.pending = Some(Box::pin(async move {
             let wait = worker.options().reconnect_wait;
             let dialled = dial_patiently(worker.options(), &key, hello, wait).await;
-            Outcome::Identity { identity, answer, dialled }
+            Outcome::Identity { identity, answer, dialled, discard }
+        }));
+        Step::Done
+    }
+
+    /// The server agreed to HELLO: the client has its name, and this is its reply.
+    pub(super) fn greet(&self, raw: &[u8], identity: &Identity, name: Option<Bytes>) -> Option<Vec<u8>> {
+        if let Some(name) = name {
+            *self.entry.name.lock() = name;
+        }
+        let proto = if identity.resp3 { Proto::Resp3 } else { Proto::Resp2 };
+        hello_reply(raw, self.entry.id, proto)
+    }
+
+    /// Asks the server whether this user may send `probe`, and answers `args` if so.
+    pub(super) fn ask_leave(self: &Rc<Self>, core: &mut Core, args: &[&[u8]], probe: &[&[u8]]) -> Step {
+        let mut command = BytesMut::new();
+        write::command(&mut command, probe);
+        let key = Key::new(self.worker.active.get(), core.identity.clone());
+        let worker = Rc::clone(&self.worker);
+        let discard = core.reply_mode != ReplyMode::On;
+        let args = args.iter().map(|arg| arg.to_vec()).collect();
+        core.pending = Some(Box::pin(async move {
+            let reply = ask_aside(&worker, &key, &command).await;
+            Outcome::Leave { args, reply, discard }
         }));
         Step::Done
     }
@@ -235,41 +263,59 @@ impl Session {
                     self.send(&reply);
                 }
             }
+            Outcome::Leave { args, reply: Ok(reply), discard } => {
+                let refusals = [b"-NOPERM".as_slice(), b"-NOAUTH", b"-ERR No such user"];
+                if refusals.iter().any(|refusal| reply.starts_with(refusal)) {
+                    self.worker.count_errors(1);
+                    if !discard {
+                        self.send(&reply);
+                    }
+                } else {
+                    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+                    let answer = local::about_others(self, &args, Self::proto(core));
+                    if !discard {
+                        self.send(&answer);
+                    }
+                }
+            }
             Outcome::Pinned(Ok(upstream)) => {
                 if upstream.key.side == self.worker.active.get() {
                     self.pin(core, upstream);
                 }
             }
-            Outcome::Identity { identity, answer, dialled: Ok(upstream) } => {
-                if !quiet {
-                    match answer {
-                        Answer::Ok => self.reply(write::ok),
-                        Answer::Hello => {
-                            let proto = if identity.resp3 { Proto::Resp3 } else { Proto::Resp2 };
-                            match hello_reply(
-                                upstream.hello.as_deref().unwrap_or_default(),
-                                self.entry.id,
-                                proto,
-                            ) {
-                                Some(reply) => self.send(&reply),
-                                None => self.closing.set(Closing::Now),
-                            }
+            Outcome::Identity { identity, answer, dialled: Ok(upstream), discard } => {
+                match answer {
+                    Answer::Ok if discard => {}
+                    Answer::Ok => self.reply(write::ok),
+                    Answer::Hello(name) => {
+                        let raw = upstream.hello.as_deref().unwrap_or_default();
+                        match self.greet(raw, &identity, name) {
+                            Some(_) if discard => {}
+                            Some(reply) => self.send(&reply),
+                            None => self.closing.set(Closing::Now),
                         }
                     }
                 }
                 self.change_identity(core, identity);
                 self.worker.give_pooled(upstream);
             }
-            Outcome::Pinned(Err(DialError::Refused(line)))
-            | Outcome::Scanned { reply: Err(DialError::Refused(line)), .. }
-            | Outcome::Identity { dialled: Err(DialError::Refused(line)), .. } => {
+            Outcome::Pinned(Err(DialError::Refused(line))) => {
                 if !quiet {
+                    self.send(&line);
+                }
+                self.worker.count_errors(1);
+            }
+            Outcome::Scanned { reply: Err(DialError::Refused(line)), discard }
+            | Outcome::Leave { reply: Err(DialError::Refused(line)), discard, .. }
+            | Outcome::Identity { dialled: Err(DialError::Refused(line)), discard, .. } => {
+                if !discard {
                     self.send(&line);
                 }
                 self.worker.count_errors(1);
             }
             Outcome::Pinned(Err(DialError::Lost(error)))
             | Outcome::Scanned { reply: Err(DialError::Lost(error)), .. }
+            | Outcome::Leave { reply: Err(DialError::Lost(error)), .. }
             | Outcome::Identity { dialled: Err(DialError::Lost(error)), .. } => {
                 tracing::warn!(client = %self.entry.addr, "a client was closed, since its server stayed away: {error}");
                 self.closing.set(Closing::Now);

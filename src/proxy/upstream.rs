@@ -110,9 +110,15 @@ async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstr
     let mut steps = Vec::new();
     let version: &[u8] = if identity.resp3 { b"3" } else { b"2" };
     match (identity.credentials.as_deref(), identity.resp3 || hello) {
-        (Some(c), true) => {
-            let user = c.user.as_deref().unwrap_or(b"default");
-            write::command(&mut out, &[b"HELLO", version, b"AUTH", user, &c.password]);
+        (Some(Credentials { user: Some(user), password }), true) => {
+            write::command(&mut out, &[b"HELLO", version, b"AUTH", user, password]);
+            steps.push(Answer::Hello);
+        }
+        // Not AUTH inside HELLO: servers answer the form without a user in words of its own.
+        (Some(Credentials { user: None, password }), true) => {
+            write::command(&mut out, &[b"AUTH", password.as_ref()]);
+            steps.push(Answer::Ok);
+            write::command(&mut out, &[b"HELLO".as_slice(), version]);
             steps.push(Answer::Hello);
         }
         (None, true) => {

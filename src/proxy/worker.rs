@@ -459,6 +459,7 @@ fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String)
         db: 0.into(),
         resp: 2.into(),
         server_id: 0.into(),
+        redirected_to: false.into(),
         killed: false.into(),
         waker: Default::default(),
         last_active: 0.into(),

@@ -18,6 +18,8 @@ mod h02_crowd;
 mod h03_transactions;
 mod h04_blocking;
 mod h05_pubsub;
+mod h06_sessions;
+mod h07_scripts_admin;
 mod h08_slow_clients;
 mod h09_source_away;
 mod h13_crashes;

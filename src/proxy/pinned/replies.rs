@@ -104,6 +104,12 @@ impl Session {
                     }
                 }
             }
+            Expect::Forbidden => {
+                if let Some(transaction) = &mut pinned.transaction {
+                    transaction.refused = true;
+                }
+                answer = Some(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n"));
+            }
             Expect::EndTransaction => {
                 let select = pinned.transaction.take().and_then(|transaction| transaction.select);
                 pinned.watching = false;
@@ -148,7 +154,13 @@ impl Session {
                 pinned.upstream.key.identity = identity.clone();
                 self.change_identity(core, identity);
             }
-            Expect::Select(_) | Expect::Auth(_) => {}
+            Expect::Hello(identity, name) if !refused => {
+                let Some(greeting) = self.greet(&frame, &identity, name) else { return false };
+                answer = Some(greeting.into());
+                pinned.upstream.key.identity = identity.clone();
+                self.change_identity(core, identity);
+            }
+            Expect::Select(_) | Expect::Auth(_) | Expect::Hello(..) => {}
         }
         if let Some(answer) = answer.filter(|_| !discard) {
             self.send_whole(answer);
