@@ -180,7 +180,8 @@ fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
         }
     }
     if let Some(mut transaction) = old.transaction {
-        if old.watching {
+        // The new side is not told what the old one refused, and would run the rest.
+        if old.watching || transaction.refused {
             transaction.fate = Fate::Conflict;
         }
         if transaction.is_too_large() {

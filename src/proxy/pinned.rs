@@ -73,7 +73,7 @@ pub(super) struct Transaction {
     bytes: usize,
     pub(super) fate: Fate,
     /// A command was refused when it was queued: EXEC will answer EXECABORT.
-    refused: bool,
+    pub(super) refused: bool,
     /// The db that a queued SELECT leads to.
     select: Option<u32>,
 }

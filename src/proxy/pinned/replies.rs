@@ -87,7 +87,10 @@ impl Session {
                 answer = Some(Bytes::from_static(instead));
             }
             Expect::Watch => pinned.watching |= !refused,
-            Expect::Unwatch => pinned.watching = false,
+            Expect::Unwatch => {
+                pinned.watching = false;
+                core.watch_lost = false;
+            }
             Expect::Blocking => {
                 if let Some(blocked) = &mut pinned.blocked {
                     if blocked.recalled && is_nil(&frame) {
