@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::local;
 use super::outbuf::{OutBuf, SLICES};
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Step, credentials};
 use super::upstream::{Identity, Upstream};
-use crate::command::{self, Lane as Route, Pin as Why, Spec};
+use super::{cursors, local};
+use crate::command::{self, Lane as Route, Pin as Why, Spec, Switch};
 use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 
@@ -52,6 +52,8 @@ pub(super) enum Expect {
     Sticky(Bytes),
     Select(u32),
     Auth(Identity),
+    /// A step of a scan: the cursor in its reply gets the epoch's mark.
+    Scanned,
     /// The gateway's own question; the client does not see the answer.
     Swallow,
 }
@@ -269,6 +271,10 @@ impl Session {
         let name = spec.map_or("", |spec| spec.name);
         // Some things need a quiet connection: their reply is made here, or depends on what came before.
         let route = spec.map(|spec| command::route(spec, args).1);
+        let cursor = spec.and_then(|spec| match spec.switch {
+            Switch::Cursor(at) if self.worker.epoch.get() > 0 => Some(usize::from(at)),
+            _ => None,
+        });
         // What was sent last decides: behind an EXEC in flight the transaction is over, though not answered yet.
         let in_transaction = pinned
             .expects
@@ -317,6 +323,12 @@ impl Session {
                 Expect::EndTransaction
             }
             _ if in_transaction => Expect::Queued(Bytes::copy_from_slice(raw)),
+            _ if cursor.is_some() => {
+                let at = cursor.unwrap_or_default();
+                let command = cursors::command_for_server(args, at, self.worker.epoch.get());
+                pinned.ask(&command, Expect::Scanned, discard);
+                return Step::Done;
+            }
             "watch" => Expect::Watch,
             "unwatch" => Expect::Unwatch,
             "monitor" => Expect::Sticky(Bytes::copy_from_slice(raw)),
