@@ -128,7 +128,7 @@ struct Shared {
 
 /// Cutover in even turns, rollback in odd ones.
 async fn switch(lab: &Lab, turn: usize) {
-    if turn % 2 == 0 {
+    if turn.is_multiple_of(2) {
         lab.cutover().await
     } else {
         lab.rollback().await
