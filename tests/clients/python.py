@@ -198,7 +198,7 @@ class Side:
                 expect(int(data) == following[kind], kind, data, "instead of", following[kind])
                 following[kind] += 1
                 tick()
-            heard.close()
+            # not closed here: a closed connection goes back to the pool, and would be made again for somebody else
             return lambda: expect(set(following.values()) == {self.published}, following, self.published)
 
         return work
