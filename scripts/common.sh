@@ -13,12 +13,17 @@ as_root() {
 # need COMMAND PACKAGE: installs the Debian/Ubuntu package when the command is missing
 need() {
   command -v "$1" >/dev/null && return
-  command -v apt-get >/dev/null || die "$1 is missing; install it (package $2 on Debian and Ubuntu)"
-  say "installing $2 ($1 is missing)"
+  say "$1 is missing"
+  install_package "$2"
+  command -v "$1" >/dev/null || die "$1 is still missing after installing $2"
+}
+
+install_package() {
+  command -v apt-get >/dev/null || die "install what is called $1 on Debian and Ubuntu"
+  say "installing $1"
   [ -n "${apt_updated:-}" ] || as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >&2 </dev/null
   apt_updated=1
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$2" >&2 </dev/null
-  command -v "$1" >/dev/null || die "$1 is still missing after installing $2"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$1" >&2 </dev/null
 }
 
 # The dashboard is tested in a browser. Ubuntu's package needs snapd, so any Chromium that is there will do.
@@ -27,6 +32,21 @@ need_chromium() {
     command -v "$name" >/dev/null && return
   done
   need chromium chromium
+}
+
+# redis-py is tested in an environment of its own. Debian's python3 has the module venv without what it installs.
+need_python_venv() {
+  need python3 python3
+  ! python3 -c 'import ensurepip, venv' 2>/dev/null || return 0
+  install_package python3-venv
+  python3 -c 'import ensurepip, venv' || die "python3 still cannot make a virtual environment after installing python3-venv"
+}
+
+# ioredis and node-redis are tested with what npm installs
+need_node() {
+  need node nodejs
+  need npm npm
+  [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 18 ] || die "node is older than 18; install a newer one"
 }
 
 need_rust() {

@@ -6,6 +6,8 @@ set -euo pipefail
 need redis-server redis-server
 need redis-cli redis-tools
 need_chromium
+need_python_venv
+need_node
 need_rust
 cd "$top"
 say "testing with $(redis-server --version | cut -d' ' -f1-3), $(rustc --version)"

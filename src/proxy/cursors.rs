@@ -38,6 +38,19 @@ pub(super) fn for_server(cursor: &[u8], epoch: u64) -> Option<u64> {
     Some(if cursor & MARK == mark(epoch) { cursor & !MARK } else { 0 })
 }
 
+/// The command with the cursor, its argument `at`, as this epoch's server is to read it.
+pub(super) fn command_for_server(args: &[&[u8]], at: usize, epoch: u64) -> Vec<u8> {
+    let cursor = args.get(at).and_then(|cursor| for_server(cursor, epoch));
+    let cursor = cursor.map(|cursor| cursor.to_string());
+    let mut words = args.to_vec();
+    if let (Some(word), Some(cursor)) = (words.get_mut(at), &cursor) {
+        *word = cursor.as_bytes();
+    }
+    let mut command = Vec::new();
+    write::command(&mut command, &words);
+    command
+}
+
 /// The server's reply with its cursor marked; `None`: as it is (an error, the end of the scan).
 pub(super) fn for_client(reply: &[u8], epoch: u64) -> Option<Vec<u8>> {
     let rest = reply.strip_prefix(b"*2\r\n$")?;

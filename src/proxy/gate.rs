@@ -4,14 +4,16 @@
 //!  prepare      connections to the other side are opened; traffic runs
 //!  close_gate   no worker hands out another command; what arrives is kept
 //!  drain        everything handed out has been answered; blocked commands are recalled
+//!  hear         what that has published has come to the subscribers
 //!  arm          (past the commit) sessions with connection state stand ready on the new side
 //!  open_gate    kept commands leave, to the side that is now active
 //! ```
 //!
 //! Each step is one request to every worker and one answer from each. A worker answers `drain` only when
 //! the queues of its lanes are empty and no session has anything in flight, so after the answers no
-//! command of any client is being executed anywhere. `arm` is answered by all before `open_gate` goes to any:
-//! a subscriber on one worker stands on the new side before a publisher on another may publish there.
+//! command of any client is being executed anywhere. `hear` comes after the answers of all: what a publisher on one
+//! worker has published may still be on its way to a subscriber on another. `arm` is answered by all before `open_gate`
+//! goes to any: a subscriber on one worker stands on the new side before a publisher on another may publish there.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
@@ -91,6 +93,7 @@ pub(super) enum Request {
     Busy { answer: oneshot::Sender<Vec<Busy>> },
     Close { answer: oneshot::Sender<()> },
     Drain { deadline: Instant, answer: oneshot::Sender<Result<DrainReport, String>> },
+    Hear { deadline: Instant, answer: oneshot::Sender<Result<(), String>> },
     Arm { active: Active, deadline: Instant, answer: oneshot::Sender<Result<(), String>> },
     Open { active: Active, epoch: u64, answer: oneshot::Sender<OpenReport> },
     Shutdown { deadline: Instant, answer: oneshot::Sender<()> },

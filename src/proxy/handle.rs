@@ -169,16 +169,12 @@ impl Proxy {
         let answers = self.ask(|answer| Request::Drain { deadline, answer }).await?;
         let mut sum = DrainReport::default();
         for answer in answers {
-            let report = match answer {
-                Ok(report) => report,
-                Err(text) => {
-                    let named = Busy::name(&self.busy().await);
-                    let text = named.map_or(text.clone(), |named| format!("{text}: {named}"));
-                    return Err(Error::passing(Side::Client, text));
-                }
-            };
+            let report = self.in_time(answer).await?;
             sum.recalled += report.recalled;
             sum.transactions += report.transactions;
+        }
+        for answer in self.ask(|answer| Request::Hear { deadline, answer }).await? {
+            self.in_time(answer).await?;
         }
         // Everything has been answered: no script is on its way that is not kept.
         let caught_up = self.shared.scripts.catch_up();
@@ -186,6 +182,18 @@ impl Proxy {
             Error::passing(Side::Gateway, "the scripts that clients loaded lately did not get across in time")
         })??;
         Ok(sum)
+    }
+
+    /// A worker's answer; if something did not finish, with the name of the client and its command.
+    async fn in_time<T>(&self, answer: std::result::Result<T, String>) -> Result<T> {
+        match answer {
+            Ok(report) => Ok(report),
+            Err(text) => {
+                let named = Busy::name(&self.busy().await);
+                let text = named.map_or(text.clone(), |named| format!("{text}: {named}"));
+                Err(Error::passing(Side::Client, text))
+            }
+        }
     }
 
     /// Opens the gate on the given side; also the way back when a switch is given up.

@@ -24,19 +24,26 @@ pub(super) struct Drained {
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 impl Session {
-    /// Begins to drain: says which blocked command to recall, and fences a subscriber's messages.
+    /// Begins to drain: says which blocked command to recall.
     pub(super) fn begin_drain(&self) -> Drained {
         let mut core = self.core.borrow_mut();
         let Some(pinned) = core.pinned.as_deref_mut() else { return Drained::default() };
-        if pinned.is_subscribed() && !pinned.owes() {
-            // Whatever was published before has been sent to this connection before its answer to the PING.
-            pinned.ask(PING, Expect::Swallow, false);
-            self.wake();
-        }
         if pinned.is_held_back() {
             self.wake();
         }
         Drained { recall: self.recall(pinned), transaction: pinned.transaction.is_some() }
+    }
+
+    /// Fences a subscriber's messages: what was published before has been sent to its connection before the
+    /// answer to this PING. Asked only when no command of any client is in flight: one that publishes could come behind it.
+    pub(super) fn hear_out(&self) {
+        let mut core = self.core.borrow_mut();
+        let Some(pinned) = core.pinned.as_deref_mut() else { return };
+        // A PING behind MULTI would become part of the transaction.
+        if pinned.is_subscribed() && pinned.transaction.is_none() {
+            pinned.ask(PING, Expect::Swallow, false);
+            self.wake();
+        }
     }
 
     /// The connection whose blocked command still has to be recalled.

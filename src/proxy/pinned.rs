@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::local;
 use super::outbuf::{OutBuf, SLICES};
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Step, credentials};
 use super::upstream::{Identity, Upstream};
-use crate::command::{self, Lane as Route, Pin as Why, Spec};
+use super::{cursors, local};
+use crate::command::{self, Lane as Route, Pin as Why, Spec, Switch};
 use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 
@@ -63,6 +63,8 @@ pub(super) enum Expect {
     Auth(Identity),
     /// HELLO, with the name that the client gives itself.
     Hello(Identity, Option<Bytes>),
+    /// A step of a scan: the cursor in its reply gets the epoch's mark.
+    Scanned,
     /// The gateway's own question; the client does not see the answer.
     Swallow,
 }
@@ -349,6 +351,10 @@ impl Session {
         let name = spec.map_or("", |spec| spec.name);
         // Some things need a quiet connection: their reply is made here, or depends on what came before.
         let route = spec.map(|spec| self.lane_of(spec, args));
+        let cursor = spec.and_then(|spec| match spec.switch {
+            Switch::Cursor(at) if self.worker.epoch.get() > 0 => Some(usize::from(at)),
+            _ => None,
+        });
         // What was sent last decides: behind an EXEC in flight the transaction is over, though not answered yet.
         let in_transaction = pinned
             .expects
@@ -420,6 +426,12 @@ impl Session {
                 pinned.replica = Replica::Attached;
                 pinned.out.extend(raw);
                 *self.entry.flags.lock() = pinned.flags();
+                return Step::Done;
+            }
+            _ if cursor.is_some() => {
+                let at = cursor.unwrap_or_default();
+                let command = cursors::command_for_server(args, at, self.worker.epoch.get());
+                pinned.ask(&command, Expect::Scanned, discard);
                 return Step::Done;
             }
             "watch" => Expect::Watch,

@@ -193,14 +193,7 @@ impl Session {
             return Step::Wait;
         }
         let epoch = self.worker.epoch.get();
-        let cursor = args.get(at).and_then(|cursor| cursors::for_server(cursor, epoch));
-        let cursor = cursor.map(|cursor| cursor.to_string());
-        let mut words = args.to_vec();
-        if let (Some(word), Some(cursor)) = (words.get_mut(at), &cursor) {
-            *word = cursor.as_bytes();
-        }
-        let mut command = BytesMut::new();
-        write::command(&mut command, &words);
+        let command = cursors::command_for_server(args, at, epoch);
         let key = Key::new(self.worker.active.get(), core.identity.clone());
         let worker = Rc::clone(&self.worker);
         let discard = core.reply_mode != ReplyMode::On;

@@ -335,6 +335,9 @@ async fn run(
             Request::Drain { deadline, answer } => {
                 let _ = answer.send(drain(&worker, deadline).await);
             }
+            Request::Hear { deadline, answer } => {
+                let _ = answer.send(hear(&worker, deadline).await);
+            }
             Request::Arm { active, deadline, answer } => {
                 let _ = answer.send(arm(&worker, active, deadline).await);
             }
@@ -590,6 +593,20 @@ async fn drain(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<Dr
         // A blocking command may have reached the server after its recall did: asked again.
         ids = worker.all_sessions().iter().filter_map(|session| session.still_blocked()).collect();
     }
+}
+
+/// Every message that was published has come to its subscribers here.
+async fn hear(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<(), String> {
+    for session in worker.all_sessions() {
+        session.hear_out();
+    }
+    let deadline = tokio::time::Instant::from_std(deadline);
+    while !is_drained(worker) {
+        if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err() {
+            return Err("messages did not come to their subscribers in time".into());
+        }
+    }
+    Ok(())
 }
 
 fn is_drained(worker: &Worker) -> bool {

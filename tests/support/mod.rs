@@ -7,6 +7,7 @@
 pub mod browser;
 pub mod oracle;
 pub mod proxy;
+pub mod resp3;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

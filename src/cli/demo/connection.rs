@@ -94,7 +94,7 @@ impl Connection {
     pub async fn open(address: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, out: Vec::new(), input: Vec::new(), taken: 0 })
+        Ok(Self::from_stream(stream))
     }
 
     /// Adds a command to what the next [`flush`](Self::flush) sends.
@@ -167,6 +167,11 @@ impl Connection {
             }
             reply => Ok(reply),
         }
+    }
+
+    /// A connection on which something was sent already.
+    pub fn from_stream(stream: TcpStream) -> Self {
+        Self { stream, out: Vec::new(), input: Vec::new(), taken: 0 }
     }
 
     /// The socket, for tests that treat it badly.

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::{Expect, Fate, Pinned, Transaction};
+use crate::proxy::cursors;
 use crate::proxy::session::{Core, Session};
 use crate::proxy::upstream::Identity;
 
@@ -89,6 +90,9 @@ impl Session {
             Expect::Plain => {}
             Expect::Subscription { .. } => {}
             Expect::Swallow => answer = None,
+            Expect::Scanned => {
+                answer = cursors::for_client(&frame, self.worker.epoch.get()).map(Bytes::from).or(answer);
+            }
             Expect::Multi if !refused => {
                 let fate = if std::mem::take(&mut core.watch_lost) { Fate::Conflict } else { Fate::Live };
                 pinned.transaction = Some(Transaction::new(fate));
@@ -127,7 +131,10 @@ impl Session {
                 answer = Some(Bytes::from_static(instead));
             }
             Expect::Watch => pinned.watching |= !refused,
-            Expect::Unwatch => pinned.watching = false,
+            Expect::Unwatch => {
+                pinned.watching = false;
+                core.watch_lost = false;
+            }
             Expect::Blocking => {
                 if let Some(blocked) = &mut pinned.blocked {
                     if blocked.recalled && is_nil(&frame) {
