@@ -62,11 +62,23 @@ async fn once(a: &Server, b: &Server) -> Vec<String> {
             }
         }
     }
-    let functions = ["FUNCTION", "LIST", "WITHCODE"];
-    if let (Ok(at_a), Ok(at_b)) = (a.must(&functions).await, b.must(&functions).await)
+    // A server names its libraries, and the functions of each, in an order of its own: name, engine and code tell all.
+    let libraries = async |server: &mut Connection| {
+        let listed = server.must(&["FUNCTION", "LIST", "WITHCODE"]).await.ok()?;
+        let told = |library: &Reply| {
+            library
+                .items()
+                .iter()
+                .filter(|part| part.items().is_empty())
+                .map(Reply::brief)
+                .collect::<Vec<_>>()
+        };
+        Some(listed.items().iter().map(told).collect::<BTreeSet<_>>())
+    };
+    if let (Some(at_a), Some(at_b)) = (libraries(&mut a).await, libraries(&mut b).await)
         && at_a != at_b
     {
-        differences.push(format!("functions: {} against {}", at_a.brief(), at_b.brief()));
+        differences.push(format!("functions: {at_a:?} against {at_b:?}"));
     }
     differences
 }
