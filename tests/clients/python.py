@@ -178,7 +178,8 @@ class Side:
         return lambda: None
 
     def subscriber(self):
-        heard = self.redis.pubsub(ignore_subscribe_messages=False)
+        # Kept until the end: what is forgotten is closed, and then made again from the pool for somebody else.
+        heard = self.heard = self.redis.pubsub(ignore_subscribe_messages=False)
         heard.subscribe(self.key("news"))
         heard.psubscribe(self.key("n*"))
         for _ in range(2):
@@ -198,7 +199,6 @@ class Side:
                 expect(int(data) == following[kind], kind, data, "instead of", following[kind])
                 following[kind] += 1
                 tick()
-            # not closed here: a closed connection goes back to the pool, and would be made again for somebody else
             return lambda: expect(set(following.values()) == {self.published}, following, self.published)
 
         return work
