@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::addressing::Addressing;
 use super::{Failure, Global, output};
-use crate::{config, migration};
+use crate::{config, migration, server};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if let Err(error) = rlimit::increase_nofile_limit(config.listen.max_clients as u64 + 1024) {
         tracing::warn!(%error, "the limit of open files cannot be raised; fewer clients than max_clients will fit");
     }
+    server::let_neighbours_run([Some(&config.source), config.destination.as_ref()].into_iter().flatten());
     // The data path has threads of its own; this one carries the control.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
