@@ -1,5 +1,6 @@
 //! How a session with connection state crosses a switch: drained on one side, armed on the other.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -16,9 +17,18 @@ use crate::resp::write;
 /// What a session did when it was told to drain.
 #[derive(Debug, Default)]
 pub(super) struct Drained {
-    /// The server's id of a connection whose command blocks and must be recalled.
-    pub(super) recall: Option<u64>,
+    /// The connection whose command blocks and must be recalled.
+    pub(super) recall: Option<Recall>,
     pub(super) transaction: bool,
+}
+
+/// A connection whose blocked command has to be recalled, as the server knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recall {
+    /// By its id.
+    Id(u64),
+    /// Its user may not ask for the id: by the address that it comes from.
+    From(SocketAddr),
 }
 
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
@@ -47,18 +57,21 @@ impl Session {
     }
 
     /// The connection whose blocked command still has to be recalled.
-    fn recall(&self, pinned: &mut Pinned) -> Option<u64> {
-        let id = pinned.upstream.client_id;
+    fn recall(&self, pinned: &mut Pinned) -> Option<Recall> {
+        let recall = match pinned.upstream.client_id {
+            0 => Recall::From(pinned.upstream.stream.local_addr()?),
+            id => Recall::Id(id),
+        };
         let blocked = pinned.blocked.as_mut()?;
-        if blocked.held.is_some() || id == 0 {
+        if blocked.held.is_some() {
             return None;
         }
         blocked.recalled = true;
-        Some(id)
+        Some(recall)
     }
 
     /// As [`Session::begin_drain`], for a command that the server had not received yet at the first attempt.
-    pub(super) fn still_blocked(&self) -> Option<u64> {
+    pub(super) fn still_blocked(&self) -> Option<Recall> {
         let mut core = self.core.try_borrow_mut().ok()?;
         let pinned = core.pinned.as_deref_mut()?;
         self.recall(pinned)

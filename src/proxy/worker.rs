@@ -24,11 +24,15 @@ use super::client::ClientStream;
 use super::gate::{Busy, DrainReport, OpenReport, PrepareReport, Request};
 use super::handle::{Counters, Shared};
 use super::lane::Lane;
+use super::moving::Recall;
 use super::registry::ClientEntry;
 use super::session::{Closing, Session};
 use super::upstream::{Identity, Key, Upstream, dial};
 use super::{Active, ProxyOptions};
 use crate::error::{Error, Result, Side};
+use crate::resp::value::Value;
+use crate::resp::write;
+use crate::server::Client;
 
 /// Idle connections kept for one identity.
 const POOL: usize = 128;
@@ -88,7 +92,7 @@ pub(super) struct Worker {
     /// Told when something ends while the gate is closed.
     pub(super) progress: Notify,
     /// A connection with the gateway's own credentials, for CLIENT UNBLOCK.
-    recaller: RefCell<Option<crate::server::Client>>,
+    recaller: RefCell<Option<Client>>,
     started: Instant,
     clock: Cell<u64>,
 }
@@ -530,15 +534,13 @@ async fn prepare(
 
 async fn open_recaller(worker: &Worker, side: Active) -> std::result::Result<(), String> {
     let endpoint = worker.options().endpoint(side).ok_or("no such server is configured")?;
-    let client = crate::server::Client::open(endpoint, Duration::from_secs(2))
-        .await
-        .map_err(|error| error.to_string())?;
+    let client = Client::open(endpoint, Duration::from_secs(2)).await.map_err(|error| error.to_string())?;
     *worker.recaller.borrow_mut() = Some(client);
     Ok(())
 }
 
 /// Recalls blocked commands with CLIENT UNBLOCK.
-async fn recall(worker: &Worker, ids: &[u64]) {
+async fn recall(worker: &Worker, blocked: &[Recall]) {
     let taken = worker.recaller.borrow_mut().take();
     let Some(mut client) = taken else {
         if let Err(error) = open_recaller(worker, worker.active.get()).await {
@@ -546,22 +548,47 @@ async fn recall(worker: &Worker, ids: &[u64]) {
         }
         return;
     };
-    let mut commands = Vec::new();
-    for id in ids {
-        crate::resp::write::command(
-            &mut commands,
-            &[b"CLIENT".as_slice(), b"UNBLOCK", id.to_string().as_bytes()],
-        );
-    }
-    match client.pipeline(&commands, ids.len()).await {
+    let recalled = async {
+        let ids = ids_of(&mut client, blocked).await?;
+        let mut commands = Vec::new();
+        for id in &ids {
+            write::command(&mut commands, &[b"CLIENT".as_slice(), b"UNBLOCK", id]);
+        }
+        client.pipeline(&commands, ids.len()).await
+    };
+    match recalled.await {
         Ok(replies) => {
-            if let Some(text) = replies.iter().find_map(crate::resp::value::Value::error) {
+            if let Some(text) = replies.iter().find_map(Value::error) {
                 tracing::warn!("CLIENT UNBLOCK was refused: {text}");
             }
             *worker.recaller.borrow_mut() = Some(client);
         }
         Err(error) => tracing::warn!("blocked commands cannot be recalled: {error}"),
     }
+}
+
+/// The server's ids of connections, those that are known by their address looked up in CLIENT LIST.
+async fn ids_of(client: &mut Client, blocked: &[Recall]) -> Result<Vec<Vec<u8>>> {
+    let list = if blocked.iter().any(|recall| matches!(recall, Recall::From(_))) {
+        client.call(&["CLIENT", "LIST"]).await?
+    } else {
+        Value::Nil
+    };
+    let by_address: HashMap<&[u8], &[u8]> = list
+        .as_bytes()
+        .unwrap_or_default()
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| {
+            let field =
+                |name: &[u8]| line.split(|&byte| byte == b' ').find_map(|word| word.strip_prefix(name));
+            Some((field(b"addr=")?, field(b"id=")?))
+        })
+        .collect();
+    let id = |recall: &Recall| match recall {
+        Recall::Id(id) => Some(id.to_string().into_bytes()),
+        Recall::From(address) => by_address.get(address.to_string().as_bytes()).map(|id| id.to_vec()),
+    };
+    Ok(blocked.iter().filter_map(id).collect())
 }
 
 async fn drain(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<DrainReport, String> {

@@ -1,6 +1,7 @@
 //! A connection, whatever carries it.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -17,6 +18,17 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS over TCP, handshake done.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// This end's address, as the server sees it where nothing translates addresses between; `None` for a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(inner) => inner.local_addr().ok(),
+            Stream::Tls(inner) => inner.get_ref().0.local_addr().ok(),
+            Stream::Unix(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for Stream {

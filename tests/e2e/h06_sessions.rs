@@ -763,7 +763,6 @@ async fn h06_clients_keep_what_is_theirs_over_a_cutover_and_a_rollback() {
 
 /// A user who may not ask for the id of a connection blocks over a switch like any other.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "open: without the id its command cannot be recalled, and the switch aborts"]
 async fn h06_a_user_with_few_rights_blocks_over_a_cutover() {
     let mut lab = Setup::new().build().await;
     for server in [&lab.source, &lab.destination] {

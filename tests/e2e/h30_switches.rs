@@ -1,14 +1,17 @@
 //! H30: cutover, rollback, cutover … under full load; H31 and H33 ride along with the workload's blocked readers and
 //! subscribers.
 
-use crossfade::cli::demo::workload::{Plan, Workload};
+use crossfade::cli::demo::workload::{Plan, Workload, create_user};
 
 use crate::support::{Setup, operations};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h30_ten_switches_under_full_load() {
     let mut lab = Setup::new().build().await;
-    let workload = Workload::start(&Plan { clients: 64, ..Plan::new(lab.gateway.address()) });
+    create_user(&lab.destination.address()).await.unwrap();
+    let user = Some(create_user(&lab.source.address()).await.unwrap());
+    let plan = Plan { clients: 64, user, modern: true, ..Plan::new(lab.gateway.address()) };
+    let workload = Workload::start(&plan);
     lab.mirror().await;
     for turn in 0..10 {
         operations(&workload, 4000).await;

@@ -6,6 +6,7 @@
 //! arrays, a null as nil, a double as a string.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -84,6 +85,8 @@ pub struct Connection {
     input: Vec<u8>,
     /// Bytes of `input` that were handed out already.
     taken: usize,
+    /// What the server said unasked, where that is not read as a reply.
+    pushes: Option<Vec<Reply>>,
 }
 
 impl Connection {
@@ -120,6 +123,28 @@ impl Connection {
         sent
     }
 
+    /// Sends what was queued in two parts, so that the peer has half a command for `pause`.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub async fn flush_in_halves(&mut self, pause: Duration) -> io::Result<()> {
+        let rest = self.out.split_off(self.out.len() / 2);
+        self.flush().await?;
+        tokio::time::sleep(pause).await;
+        self.out = rest;
+        self.flush().await
+    }
+
+    /// From now on a push is no reply; [`take_pushes`](Self::take_pushes) has it.
+    pub fn keep_pushes(&mut self) {
+        self.pushes.get_or_insert_default();
+    }
+
+    /// The pushes that came before the last reply, and were not taken yet.
+    pub fn take_pushes(&mut self) -> Vec<Reply> {
+        self.pushes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// Reads one reply.
     ///
     /// # Errors
@@ -127,12 +152,17 @@ impl Connection {
     pub async fn reply(&mut self) -> io::Result<Reply> {
         loop {
             if let Some((reply, end)) = parse(&self.input, self.taken, DEPTH)? {
+                let unasked = self.input[self.taken] == b'>';
                 self.taken = end;
                 if self.taken == self.input.len() {
                     self.input.clear();
                     self.taken = 0;
                 }
-                return Ok(reply);
+                match &mut self.pushes {
+                    Some(pushes) if unasked => pushes.push(reply),
+                    _ => return Ok(reply),
+                }
+                continue;
             }
             if self.taken > 0 {
                 self.input.drain(..self.taken);
@@ -171,7 +201,7 @@ impl Connection {
 
     /// A connection on which something was sent already.
     pub fn from_stream(stream: TcpStream) -> Self {
-        Self { stream, out: Vec::new(), input: Vec::new(), taken: 0 }
+        Self { stream, out: Vec::new(), input: Vec::new(), taken: 0, pushes: None }
     }
 
     /// The socket, for tests that treat it badly.

@@ -11,12 +11,21 @@ use super::history::{Event, Ledger, Memory};
 use super::sequence::{Fault, FaultKind};
 use crate::cli::demo::connection::{Connection, Reply};
 
+/// For how long the gateway has half of what a client sends, where the client is of that kind.
+const HALF_SENT: Duration = Duration::from_millis(1);
+
 pub(super) struct Link {
     address: String,
     pub(super) name: String,
     pub(super) db: u32,
     /// Speaks RESP3.
     pub(super) resp3: bool,
+    /// Is told when what it has read is changed; speaks RESP3 for that.
+    pub(super) tracking: bool,
+    /// Sends each batch in two parts.
+    pub(super) halves: bool,
+    /// A user and its password; without them the default user.
+    pub(super) user: Option<(String, String)>,
     /// A lost connection or a refused command is a fault.
     strict: bool,
     patience: Duration,
@@ -41,6 +50,9 @@ impl Link {
             name,
             db,
             resp3: false,
+            tracking: false,
+            halves: false,
+            user: None,
             strict: plan.strict,
             patience: plan.patience,
             connection: None,
@@ -88,8 +100,15 @@ impl Link {
 
     async fn open(&self) -> std::io::Result<Connection> {
         let mut connection = Connection::open(&self.address).await?;
-        if self.resp3 {
+        if let Some((user, password)) = &self.user {
+            connection.must(&["AUTH", user, password]).await?;
+        }
+        if self.resp3 || self.tracking {
             connection.must(&["HELLO", "3"]).await?;
+        }
+        if self.tracking {
+            connection.keep_pushes();
+            connection.must(&["CLIENT", "TRACKING", "ON"]).await?;
         }
         connection.must(&["CLIENT", "SETNAME", &self.name]).await?;
         if self.db != 0 {
@@ -114,7 +133,11 @@ impl Link {
         let Some(mut connection) = self.connection.take() else { return replies };
         let began = Instant::now();
         let talk = async {
-            connection.flush().await?;
+            if self.halves {
+                connection.flush_in_halves(HALF_SENT).await?;
+            } else {
+                connection.flush().await?;
+            }
             while replies.len() < wanted {
                 replies.push(connection.reply().await?);
             }

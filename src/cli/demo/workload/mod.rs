@@ -9,13 +9,16 @@
 //! - a value that only one client knows is what that client reads, never an older one, never another's;
 //! - shared counters, a shared list and a shared pair: sums of acknowledgements, order per client;
 //! - blocking readers (BLPOP, BLMOVE, XREADGROUP): each element exactly once, time-outs on time;
-//! - subscribers: each published message once;
+//! - subscribers to channels, patterns and shard channels: each published message once;
+//! - tracking: what a client was not told to forget has not changed;
 //! - scans: every member that was there when a scan began is named by it;
-//! - database, client name, protocol (every fourth client speaks RESP3), scripts by their hash, expiry of a lease.
+//! - database, client name, protocol (every fourth client speaks RESP3), scripts by their hash, expiry of a lease;
+//! - every eighth client sends what it sends in two parts, and every eighth may be a user with fewer rights.
 //!
 //! An operation whose connection was lost in flight is *unknown*: it may have happened once, never twice.
 //! In strict mode (the demo) a lost connection or an error reply is a fault by itself.
 
+mod cached;
 mod history;
 mod link;
 mod pairs;
@@ -32,6 +35,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::cached::Cached;
 use self::history::Ledger;
 use self::link::Link;
 use self::pairs::{Giver, Taker, Way};
@@ -50,7 +54,7 @@ const SHARED: usize = 4;
 pub struct Plan {
     /// `host:port` of the gateway (or of a server).
     pub address: String,
-    /// Clients in all; 8 of them work in pairs when there are at least 12.
+    /// Clients in all. From 12 on there are pairs among them, one of each kind, and from 16 on clients that track.
     pub clients: usize,
     /// Commands a second over all clients; `None`: as fast as it goes.
     pub pace: Option<u32>,
@@ -64,6 +68,10 @@ pub struct Plan {
     pub patience: Duration,
     /// Databases to spread over: clients use 0 to this, exclusive, most of them 0.
     pub databases: u32,
+    /// A user and its password for every eighth client. It has to exist on every server, and may read and write.
+    pub user: Option<(String, String)>,
+    /// Also what servers before Redis 7 do not have: shard channels.
+    pub modern: bool,
 }
 
 impl Plan {
@@ -78,6 +86,8 @@ impl Plan {
             strict: true,
             patience: Duration::from_secs(15),
             databases: 3,
+            user: None,
+            modern: false,
         }
     }
 
@@ -89,6 +99,21 @@ impl Plan {
     }
 }
 
+/// Makes a user for [`Plan::user`] on the server at `host:port`: it may read and write, and not administer.
+///
+/// # Errors
+/// The server cannot be asked, or is older than Redis 6.
+pub async fn create_user(address: &str) -> io::Result<(String, String)> {
+    let (user, password) = ("worker", "of-the-checked-traffic");
+    let secret = format!(">{password}");
+    let rights = ["~*", "+@all", "-@admin", "-@dangerous"];
+    let mut server = Connection::open(address).await?;
+    server.must(&[&["ACL", "SETUSER", user, "reset", "on", &secret][..], &rights].concat()).await?;
+    // channels are restricted since 6.2
+    let _ = server.call(&["ACL", "SETUSER", user, "allchannels"]).await?;
+    Ok((user.into(), password.into()))
+}
+
 /// Running traffic.
 pub struct Workload {
     ledger: Arc<Ledger>,
@@ -97,6 +122,7 @@ pub struct Workload {
     solos: Vec<JoinHandle<Solo>>,
     givers: Vec<JoinHandle<Giver>>,
     takers: Vec<(JoinHandle<Taker>, oneshot::Sender<u64>)>,
+    cached: Vec<JoinHandle<()>>,
 }
 
 impl Workload {
@@ -104,14 +130,21 @@ impl Workload {
     pub fn start(plan: &Plan) -> Self {
         let ledger = Ledger::new();
         let (stop, givers_stop) = (CancellationToken::new(), CancellationToken::new());
-        let pairs = if plan.clients >= 12 { 4 } else { 0 };
-        let alone = plan.clients - 2 * pairs;
+        let pairs = match plan.clients {
+            ..12 => 0,
+            12..24 => 4,
+            _ => Way::ALL.len() - usize::from(!plan.modern),
+        };
+        let caches = if plan.strict { plan.clients / 16 } else { 0 };
+        let alone = plan.clients - 2 * pairs - caches;
         let interval = plan.pace.map(|pace| Duration::from_secs(alone.max(1) as u64) / pace.max(1));
         let link = |name: String, db, stop: &CancellationToken| Link::new(plan, name, db, &ledger, stop);
         let solos = (0..alone).map(|index| {
             let db = if index % 3 == 2 { (index as u32 / 3) % plan.databases.max(1) } else { 0 };
             let mut own = link(format!("{}-{index}", plan.prefix), db, &stop);
             own.resp3 = index % 4 == 1;
+            own.halves = index % 8 == 6;
+            own.user = plan.user.clone().filter(|_| index % 8 == 2);
             let solo = Solo::new(index, own, plan);
             tokio::spawn(solo.run(interval))
         });
@@ -126,7 +159,13 @@ impl Workload {
             givers.push(tokio::spawn(giver.run(is_ready)));
             takers.push((tokio::spawn(taker.run(ready, is_last)), last));
         }
-        Self { ledger, givers_stop, stop, solos, givers, takers }
+        let cached = (0..caches).map(|index| {
+            let mut own = link(format!("{}-cached-{index}", plan.prefix), 0, &stop);
+            own.tracking = true;
+            tokio::spawn(Cached::new(own, plan).run())
+        });
+        let cached = cached.collect();
+        Self { ledger, givers_stop, stop, solos, givers, takers, cached }
     }
 
     /// Replies so far.
@@ -183,6 +222,9 @@ impl Workload {
         let mut taken = Vec::new();
         for taker in takers {
             taken.push(taker.await?);
+        }
+        for cached in self.cached {
+            cached.await?;
         }
         let mut solos = Vec::new();
         for solo in self.solos {

@@ -1,6 +1,6 @@
 //! Two clients that work together: one gives numbered things away, the other waits for them.
 //!
-//! Through a queue (BLPOP, BLMOVE, XREADGROUP with BLOCK) or a channel (PUBLISH and SUBSCRIBE). Each thing arrives
+//! Through a queue (BLPOP, BLMOVE, XREADGROUP with BLOCK) or a channel (SUBSCRIBE, PSUBSCRIBE, SSUBSCRIBE). Each thing arrives
 //! exactly once and in order. A reader whose connection is lost while it waits may have been given one thing that
 //! it never saw; only that many may be missing.
 
@@ -22,10 +22,14 @@ pub(super) enum Way {
     Move,
     Group,
     Channel,
+    Pattern,
+    Shard,
 }
 
 impl Way {
-    pub(super) const ALL: [Way; 4] = [Way::Pop, Way::Move, Way::Group, Way::Channel];
+    /// What only newer servers have comes last.
+    pub(super) const ALL: [Way; 6] =
+        [Way::Pop, Way::Move, Way::Group, Way::Channel, Way::Pattern, Way::Shard];
 
     fn name(self) -> &'static str {
         match self {
@@ -33,7 +37,13 @@ impl Way {
             Way::Move => "belt",
             Way::Group => "group",
             Way::Channel => "channel",
+            Way::Pattern => "pattern",
+            Way::Shard => "shard",
         }
+    }
+
+    fn is_heard(self) -> bool {
+        matches!(self, Way::Channel | Way::Pattern | Way::Shard)
     }
 }
 
@@ -101,7 +111,8 @@ impl Giver {
         match self.way {
             Way::Pop | Way::Move => self.link.queue(&["RPUSH", &self.key, &element]),
             Way::Group => self.link.queue(&["XADD", &self.key, "*", "e", &element]),
-            Way::Channel => self.link.queue(&["PUBLISH", &self.key, &element]),
+            Way::Channel | Way::Pattern => self.link.queue(&["PUBLISH", &self.key, &element]),
+            Way::Shard => self.link.queue(&["SPUBLISH", &self.key, &element]),
         }
         let replies = self.link.exchange().await;
         let Some(reply) = replies.first() else {
@@ -116,7 +127,7 @@ impl Giver {
                 self.link.refused(self.way.name(), step, text).await;
             }
             // nobody was subscribed: allowed only while subscribers come and go
-            Reply::Integer(0) if self.way == Way::Channel => {
+            Reply::Integer(0) if self.way.is_heard() => {
                 self.steps.lose(step);
                 if self.link.strict() {
                     let text = "PUBLISH reached nobody".into();
@@ -138,7 +149,7 @@ impl Giver {
 impl Taker {
     /// Takes until the traffic is stopped; a subscriber listens on until `last` (once known) has arrived.
     pub(super) async fn run(mut self, ready: oneshot::Sender<()>, last: oneshot::Receiver<u64>) -> Self {
-        if self.way == Way::Channel {
+        if self.way.is_heard() {
             self.listen(ready, last).await;
             return self;
         }
@@ -211,7 +222,7 @@ impl Taker {
             Way::Move => {
                 self.link.blocking(&["BLMOVE", &self.key, &done, "LEFT", "RIGHT", &seconds], limit).await
             }
-            Way::Group | Way::Channel => {
+            _ => {
                 let ms = limit.as_millis().to_string();
                 let group = [
                     "XREADGROUP",
@@ -251,7 +262,7 @@ impl Taker {
                         _ => self.strange(&reply),
                     },
                     Way::Move => self.got(&reply),
-                    Way::Group | Way::Channel => self.got_entries(&reply),
+                    _ => self.got_entries(&reply),
                 }
                 let step = self.seen.last().copied().unwrap_or(0);
                 self.link.remember(self.way.name(), step, None, "taken", began);
@@ -306,9 +317,16 @@ impl Taker {
             if self.link.ready().await.is_none() {
                 return;
             }
-            self.link.queue(&["SUBSCRIBE", &self.key]);
+            let (command, message) = match self.way {
+                Way::Pattern => ("psubscribe", "pmessage"),
+                Way::Shard => ("ssubscribe", "smessage"),
+                _ => ("subscribe", "message"),
+            };
+            let star = if self.way == Way::Pattern { "*" } else { "" };
+            self.link.queue(&[command, &format!("{}{star}", self.key)]);
             match self.link.exchange().await.first() {
-                Some(Reply::Array(items)) if items.first().and_then(Reply::bytes) == Some(b"subscribe") => {}
+                Some(Reply::Array(items))
+                    if items.first().and_then(Reply::bytes) == Some(command.as_bytes()) => {}
                 Some(other) => {
                     self.strange(&other.clone());
                     return;
@@ -324,17 +342,18 @@ impl Taker {
                     return;
                 }
                 let Some(connection) = self.link.connection() else { break };
-                let message = tokio::select! {
-                    message = timeout(DELIVERY, connection.reply()) => message,
+                let heard = tokio::select! {
+                    heard = timeout(DELIVERY, connection.reply()) => heard,
                     told = &mut last, if until.is_none() => {
                         until = Some(told.unwrap_or(0));
                         continue;
                     }
                 };
-                match message {
-                    Ok(Ok(message)) => match message.items() {
-                        [kind, channel, element]
-                            if kind.bytes() == Some(b"message")
+                match heard {
+                    Ok(Ok(heard)) => match heard.items() {
+                        // a pattern stands before the channel
+                        [kind, .., channel, element]
+                            if kind.bytes() == Some(message.as_bytes())
                                 && channel.bytes() == Some(self.key.as_bytes()) =>
                         {
                             let began = Instant::now();
@@ -343,7 +362,7 @@ impl Taker {
                             self.link.remember(self.way.name(), step, None, "heard", began);
                             self.link.ledger.operations.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                         }
-                        _ => self.strange(&message),
+                        _ => self.strange(&heard),
                     },
                     Ok(Err(error)) => {
                         self.link.hang_up();
@@ -399,7 +418,7 @@ pub(super) async fn judge(giver: &Giver, taker: &Taker, server: &mut Connection)
             let last = found.last().copied().unwrap_or(0);
             found.extend(stored.into_iter().filter(|&step| step > last));
         }
-        Way::Channel => {
+        Way::Channel | Way::Pattern | Way::Shard => {
             // messages sent while the subscriber was away are gone, as they are with Redis itself
             if taker.unseen > 0 {
                 missing = u64::MAX;

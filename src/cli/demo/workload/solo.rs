@@ -158,7 +158,7 @@ impl Solo {
     }
 
     pub(super) fn shared(&self, what: &str, index: usize) -> String {
-        format!("{}:shared:{what}:{index}", self.prefix)
+        shared_key(&self.prefix, what, index)
     }
 
     /// Works until the traffic is stopped.
@@ -616,6 +616,11 @@ impl Solo {
         }
         Ok(())
     }
+}
+
+/// The name of a thing that all clients change.
+pub(super) fn shared_key(prefix: &str, what: &str, index: usize) -> String {
+    format!("{prefix}:shared:{what}:{index}")
 }
 
 /// The value of a key as a number, 0 when there is no such key.
