@@ -28,7 +28,10 @@ async fn bypass(address: String, until: tokio::sync::watch::Receiver<bool>) -> u
 async fn nothing_acknowledged_is_lost(lab: &mut Lab) {
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let writer = tokio::spawn(bypass(lab.source.address(), stopped));
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    eventually("it writes", async || {
+        lab.source.call(&["LLEN", "bypass"]).await.unwrap().number() > Some(100)
+    })
+    .await;
     lab.cutover().await;
     let acked =
         tokio::time::timeout(Duration::from_secs(5), writer).await.expect("it is not left hanging").unwrap();

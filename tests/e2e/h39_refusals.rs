@@ -120,7 +120,6 @@ async fn h39_lag_and_a_broken_stream() {
     proxy.refuse(true);
     proxy.cut();
     lab.source.call(&["SET", "unseen", "1"]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
     refused_because(&lab, &["link", "stream", "connect", "source", "lost"]).await;
     proxy.heal();
     lab.in_step().await;
