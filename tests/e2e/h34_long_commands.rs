@@ -74,3 +74,30 @@ async fn h34_a_script_that_outlasts_the_pause_is_named_and_traffic_goes_on() {
     let verdict = lab.judge(workload).await;
     assert!(verdict.is_clean(), "{verdict}");
 }
+
+/// CLIENT PAUSE of a client holds the server, and so the switch: it is waited for with traffic on where that is possible
+/// (ALL holds the gateway's own questions), and else the switch ends within its budget. Nobody but the clock ends the pause.
+#[tokio::test(flavor = "multi_thread")]
+async fn h34_a_pause_that_a_client_ordered_holds_the_switch_and_no_longer_than_its_budget() {
+    let mut lab = Setup::new().build().await;
+    lab.expect_log("");
+    lab.mirror().await;
+    let address = lab.gateway.address();
+    let workload = Workload::start(&Plan { clients: 8, ..Plan::new(address.clone()) });
+    let mut client = Connection::open(&address).await.unwrap();
+    for (kind, outcome) in [("WRITE", "aborted"), ("ALL", "committed")] {
+        operations(&workload, 500).await;
+        client.must(&["CLIENT", "PAUSE", "2500", kind]).await.unwrap();
+        let paused = Instant::now();
+        let (_, entry) = lab.gateway.post("/v1/cutover", &json!({"max_pause": "100ms"})).await.unwrap();
+        assert_eq!(entry["outcome"], outcome, "{kind} {entry}");
+        assert!(entry["max_hold_ms"].as_f64().unwrap() < 250.0, "{kind} {entry}");
+        operations(&workload, 500).await;
+        assert!(paused.elapsed() >= Duration::from_millis(2400), "{kind}: the pause ended early");
+    }
+    lab.rollback().await;
+    client.must(&["CLIENT", "PAUSE", "150", "WRITE"]).await.unwrap();
+    lab.cutover().await;
+    operations(&workload, 500).await;
+    lab.judge(workload).await;
+}
