@@ -29,6 +29,7 @@ use crate::config;
 use crate::error::{Error, Result, Side};
 use crate::migration::status::{Status, SwitchKind, SwitchRequest};
 use crate::migration::{Handle, ResumeRequest, VerifyRequest};
+use crate::mirror::ThrottleRequest;
 use crate::telemetry::Metrics;
 
 /// What an operator may ask for over HTTP.
@@ -48,6 +49,8 @@ pub enum Order {
     Switch(SwitchKind, SwitchRequest),
     /// Compare the servers.
     Verify(VerifyRequest),
+    /// Change the limits.
+    Throttle(ThrottleRequest),
 }
 
 /// The answer to an order, as it travels.
@@ -57,7 +60,7 @@ pub type Answer = Pin<Box<dyn Future<Output = Result<Json>> + Send>>;
 pub trait Control: Send + Sync + 'static {
     /// Where it stands, and news about it.
     fn watch(&self) -> watch::Receiver<Status>;
-    /// Carries an order out. The answer is JSON: the switch's entry or plan, the comparison's report, else the status.
+    /// Carries an order out. The answer is JSON: the switch's entry or plan, the comparison's report, the limits, else the status.
     fn order(&self, order: Order) -> Answer;
 }
 
@@ -82,6 +85,7 @@ impl Control for Handle {
                 Order::Switch(SwitchKind::Cutover, request) => return json(handle.cutover(request).await?),
                 Order::Switch(SwitchKind::Rollback, request) => return json(handle.rollback(request).await?),
                 Order::Verify(request) => return json(handle.verify(request).await?),
+                Order::Throttle(request) => return json(handle.throttle(&request)),
             }
             json(handle.status())
         })

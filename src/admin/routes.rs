@@ -117,11 +117,7 @@ async fn order(
         "cutover" => Order::Switch(SwitchKind::Cutover, parse(&body)?),
         "rollback" => Order::Switch(SwitchKind::Rollback, parse(&body)?),
         "verify" => Order::Verify(parse(&body)?),
-        "throttle" => {
-            return Err(Error::new(Side::Gateway, "limits are not in this version")
-                .remedy("nothing was changed; `crossfade pause` stops the applying")
-                .into());
-        }
+        "throttle" => Order::Throttle(parse(&body)?),
         _ => {
             return Err(Problem::new(
                 StatusCode::NOT_FOUND,

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::migration::status::{Phase, StepTimes, SwitchEntry, SwitchOutcome};
+use crate::mirror::ThrottleRequest;
 use crate::server::Secret;
 
 /// A migration that notes what it is asked and answers as told.
@@ -169,14 +170,21 @@ async fn errors_have_a_side_a_remedy_and_a_fitting_status() {
     server.post("/v1/resume", JSON, r#"{"skip_failed": true}"#).await;
     let resumes = [false, true].map(|skip_failed| Order::Resume(ResumeRequest { skip_failed }));
     assert_eq!(server.orders()[1..], resumes);
-    let (status, answer) = server.post("/v1/throttle", JSON, r#"{"mirror_ops": "off"}"#).await;
-    assert!(status == 409 && answer["error"]["message"].as_str().unwrap().contains("not in this version"));
+    server.post("/v1/throttle", JSON, r#"{"mirror_ops": "off", "snapshot_bytes": "2MB/s"}"#).await;
+    let asked = ThrottleRequest {
+        mirror_ops: Some(None),
+        snapshot_bytes: Some(Some(2_000_000)),
+        ..Default::default()
+    };
+    assert_eq!(server.orders()[3], Order::Throttle(asked));
     for (path, body, expected) in [
         ("/v1/cutover", r#"{"max_pauze": "1s"}"#, 400),
         ("/v1/cutover", r#"{"max_pause": "soon"}"#, 400),
         ("/v1/cutover", "nonsense", 400),
         ("/v1/finish", r#"{"force": true}"#, 400),
         ("/v1/resume", r#"{"skip": true}"#, 400),
+        ("/v1/throttle", r#"{"mirror_ops": "0/s"}"#, 400),
+        ("/v1/throttle", r#"{"mirror_opps": "1/s"}"#, 400),
         ("/v1/explode", "{}", 404),
     ] {
         let (status, answer) = server.post(path, JSON, body).await;

@@ -79,6 +79,7 @@ pub(super) fn check(file: File) -> Result<Config> {
             on_existing_key: file.snapshot.on_existing_key,
             connections: within("snapshot.connections", file.snapshot.connections, 1, 64)?,
         },
+        throttle: file.throttle,
         retry: Retry { connection: file.retry.connection, other: file.retry.other },
         cutover: Cutover {
             max_pause: positive("cutover.max_pause", file.cutover.max_pause)?,
@@ -99,7 +100,6 @@ fn not_in_this_version(file: &File) -> Result<()> {
         ("mirror.feed = \"tap\"", file.mirror.feed == FeedChoice::Tap),
         ("mirror.on_conflict other than \"stop\"", file.mirror.on_conflict != OnConflict::Stop),
         ("mirror.on_error other than \"stop\"", file.mirror.on_error != OnError::Stop),
-        ("[throttle]", file.throttle != defaults.throttle),
         ("[filter]", file.filter != defaults.filter),
         ("[map]", file.map != defaults.map),
         ("[shadow]", file.shadow != defaults.shadow),

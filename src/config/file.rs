@@ -309,18 +309,22 @@ pub enum OnExistingKey {
     Replace,
 }
 
-/// `[throttle]`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// `[throttle]`: limits a second, none where there is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Throttle {
+pub struct Throttle {
+    /// Bytes of the snapshot that are written to the destination.
     #[serde(with = "units::rate")]
-    pub(super) snapshot_bytes: Option<u64>,
+    pub snapshot_bytes: Option<u64>,
+    /// Keys of the snapshot.
     #[serde(with = "units::rate")]
-    pub(super) snapshot_keys: Option<u64>,
+    pub snapshot_keys: Option<u64>,
+    /// Commands of the stream.
     #[serde(with = "units::rate")]
-    pub(super) mirror_ops: Option<u64>,
+    pub mirror_ops: Option<u64>,
+    /// Bytes of these commands.
     #[serde(with = "units::rate")]
-    pub(super) mirror_bytes: Option<u64>,
+    pub mirror_bytes: Option<u64>,
 }
 
 /// `[retry]`: for how long the gateway tries by itself.

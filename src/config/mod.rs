@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::is_loopback;
-pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey};
+pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey, Throttle};
 
 use crate::server::{Endpoint, Secret};
 
@@ -49,6 +49,8 @@ pub struct Config {
     pub mirror: Mirror,
     /// The snapshot.
     pub snapshot: Snapshot,
+    /// How fast the copy and the mirror may go, to begin with.
+    pub throttle: Throttle,
     /// For how long the gateway tries by itself.
     pub retry: Retry,
     /// The switch.

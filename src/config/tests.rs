@@ -146,7 +146,6 @@ fn variables_of_the_environment() {
 #[test]
 fn what_does_nothing_yet_is_refused() {
     for text in [
-        "[throttle]\nsnapshot_bytes = '50MB/s'",
         "[filter]\ninclude_keys = ['a:*']",
         "[map]\ndatabases = { 0 = 1 }",
         "[shadow]\nsample = 0.1",

@@ -1,11 +1,14 @@
 //! What the rest of the program may ask of the controller.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::{Status, SwitchEntry, SwitchRequest};
 use crate::cutover::Plan;
 use crate::error::{Error, Result, Side};
+use crate::mirror::{Limits, ThrottleRequest, ThrottleStatus};
 use crate::verify;
 
 /// What came of a request to switch. As JSON: the entry, or the plan.
@@ -58,11 +61,18 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T>>;
 pub struct Handle {
     asks: mpsc::Sender<Ask>,
     status: watch::Receiver<Status>,
+    limits: Arc<Limits>,
 }
 
 impl Handle {
-    pub(super) fn new(asks: mpsc::Sender<Ask>, status: watch::Receiver<Status>) -> Self {
-        Self { asks, status }
+    pub(super) fn new(asks: mpsc::Sender<Ask>, status: watch::Receiver<Status>, limits: Arc<Limits>) -> Self {
+        Self { asks, status, limits }
+    }
+
+    /// Changes how fast the copy and the mirror may go, until the gateway ends; answers what is in force now.
+    pub fn throttle(&self, request: &ThrottleRequest) -> ThrottleStatus {
+        self.limits.change(request);
+        self.limits.status()
     }
 
     /// Where it stands now.

@@ -16,6 +16,7 @@ use crate::config::{Config, ListenTls};
 use crate::cutover::failpoint;
 use crate::cutover::live::take_down;
 use crate::error::{Error, Result, Side};
+use crate::mirror::Limits;
 use crate::proxy::{ListenOptions, Proxy, ProxyOptions};
 
 /// Runs the gateway until `shutdown` is cancelled. With `start_now` it begins to mirror at once, unless it has begun
@@ -83,9 +84,10 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
 
     let (asks, asked) = mpsc::channel(16);
     let (status, shown) = watch::channel(Status::default());
-    let handle = Handle::new(asks, shown);
+    let limits = Arc::new(Limits::new(&config.throttle));
+    let handle = Handle::new(asks, shown, Arc::clone(&limits));
     let (controller, outputs) =
-        Controller::new(Arc::clone(&config), proxy, store, asked, status, shutdown.clone());
+        Controller::new(Arc::clone(&config), limits, proxy, store, asked, status, shutdown.clone());
     // The control API outlives the signal: what happens while the gateway drains can be watched.
     let closed = CancellationToken::new();
     let admin = tokio::spawn(admin.serve(Arc::new(handle), closed.clone()));

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::Side;
+use crate::mirror::ThrottleStatus;
 
 /// Where the migration stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -153,6 +154,8 @@ pub struct Status {
     pub snapshot: Snapshot,
     /// The feed and its lag.
     pub mirror: MirrorStatus,
+    /// The limits in force.
+    pub throttle: ThrottleStatus,
     /// Every switch that was tried, oldest first.
     pub switches: Vec<SwitchEntry>,
 }

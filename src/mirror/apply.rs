@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 
 use super::batch::{Answer, Batch, Collector};
+use super::limits::Pace;
 use super::link::{Link, Opened};
 use super::notes::{Failure, Failures};
 use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
@@ -44,6 +45,7 @@ struct Flow {
     dialect: Dialect,
     collector: Collector,
     reader: JournalReader,
+    pace: Pace,
     /// The position on the destination, and when it was written.
     written: u64,
     written_at: Instant,
@@ -103,6 +105,7 @@ impl Task {
             dialect,
             collector,
             reader,
+            pace: Pace::new(self.options.limits.clone()),
             written: position.offset,
             written_at: now,
             sent_at: now,
@@ -160,6 +163,7 @@ impl Task {
             let paused = *self.paused.borrow_and_update();
             let hungry = !flow.collector.is_full();
             let busy = flow.link.is_busy();
+            let held = self.held_until(flow).filter(|_| !busy && flow.collector.has_effects());
             let sweeping = flow.sweep.is_some() && !busy;
             let event = tokio::select! {
                 biased;
@@ -169,6 +173,7 @@ impl Task {
                 _ = self.paused.changed() => Event::Paused,
                 _ = tick.tick() => Event::Tick,
                 chunk = flow.reader.next(), if hungry => Event::Chunk(chunk),
+                () = tokio::time::sleep_until(held.unwrap_or_else(Instant::now)), if held.is_some() => continue,
                 () = std::future::ready(()), if sweeping && !paused => continue,
             };
             match event {
@@ -232,7 +237,7 @@ impl Task {
                 return Ok(Ok(()));
             }
         }
-        if *self.paused.borrow() {
+        if *self.paused.borrow() || self.held_until(flow).is_some() {
             return Ok(Ok(()));
         }
         let highest = flow.collector.highest_db();
@@ -257,10 +262,16 @@ impl Task {
         let Some(batch) = flow.collector.take(true, |offset, db| self.mark_at(offset, db)) else {
             return Ok(Ok(()));
         };
+        flow.pace.spend(batch.commands, batch.wire.len());
         flow.link.send(batch);
         flow.sent_at = Instant::now();
         flow.probes = 0;
         Ok(Ok(()))
+    }
+
+    /// When the limits let the next batch go. Near a switch nothing is held back.
+    fn held_until(&self, flow: &Flow) -> Option<Instant> {
+        flow.pace.held_until().filter(|_| !self.is_hurried())
     }
 
     fn note_applied(&self, offset: u64) {

@@ -143,6 +143,7 @@ impl Task {
         let options = LoadOptions {
             connections: self.options.load_connections,
             existing: self.options.on_existing_key,
+            throttle: Arc::clone(&self.options.limits.snapshot),
             ..LoadOptions::new(self.options.to.clone())
         };
         let load = backfill::load(reader, options, Arc::clone(&progress), self.cancel.child_token());

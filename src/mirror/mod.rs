@@ -42,6 +42,7 @@ mod apply;
 pub mod batch;
 pub mod decode;
 pub mod expiry;
+mod limits;
 pub mod link;
 mod load;
 pub mod notes;
@@ -52,6 +53,7 @@ mod standby;
 pub mod transform;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -63,6 +65,7 @@ use crate::error::{Error, Result, Side};
 use crate::server::Endpoint;
 
 pub use batch::BatchLimits;
+pub use limits::{Limits, ThrottleRequest, ThrottleStatus};
 pub use position::{Direction, Mark, POSITION_KEY, Position, Reach};
 
 /// What a mirror is to do.
@@ -90,6 +93,8 @@ pub struct MirrorOptions {
     pub load_connections: usize,
     /// When a batch is full.
     pub batch: BatchLimits,
+    /// How fast it may go.
+    pub limits: Arc<Limits>,
     /// For how long what may pass by itself is tried again.
     pub retry: Retry,
     /// Keys of the gateway in db 0 of `to`, besides the position, that are put back when a mirrored FLUSHALL,
@@ -119,6 +124,7 @@ impl MirrorOptions {
             on_error: OnError::Stop,
             load_connections: 2,
             batch: BatchLimits::default(),
+            limits: Arc::default(),
             retry: Retry { connection: Duration::from_secs(12 * 3600), other: Duration::from_secs(600) },
             own_keys: Vec::new(),
         }

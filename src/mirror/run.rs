@@ -406,6 +406,10 @@ impl Task {
     }
 
     /// Whether what the source sends is wanted the moment it comes, for the length of a pause depends on it.
+    pub(super) fn is_hurried(&self) -> bool {
+        self.hurry.load(Ordering::Relaxed)
+    }
+
     pub(super) fn hurry(&self, hurry: bool) {
         self.hurry.store(hurry, Ordering::Relaxed);
     }

@@ -37,4 +37,5 @@ mod h51_h52_running;
 mod large_values;
 mod one_node;
 mod redis_rs;
+mod throttle;
 mod tools;

@@ -1,5 +1,6 @@
 //! The mirror under the controller: it begins once the destination is ours, and what it does moves the phase.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
@@ -57,6 +58,7 @@ impl Controller {
             commands: self.config.mirror.batch_commands,
             bytes: self.config.mirror.batch_bytes,
         };
+        options.limits = Arc::clone(&self.limits);
         options.retry = self.config.retry;
         if active == ActiveSide::Source {
             options.own_keys =

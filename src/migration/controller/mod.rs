@@ -28,7 +28,7 @@ use super::{ending, precheck, switching};
 use crate::config::Config;
 use crate::cutover::verdict::Verification;
 use crate::error::{Error, Result, Side};
-use crate::mirror::{Mirror, MirrorState, SnapshotProgress};
+use crate::mirror::{Limits, Mirror, MirrorState, SnapshotProgress};
 use crate::proxy::Proxy;
 use crate::server::Endpoint;
 use crate::verify;
@@ -119,6 +119,7 @@ struct Verifying {
 
 pub(super) struct Controller {
     config: Arc<Config>,
+    limits: Arc<Limits>,
     proxy: Proxy,
     machine: Machine,
     /// With the switch while one runs.
@@ -164,6 +165,7 @@ pub(super) struct Controller {
 impl Controller {
     pub(super) fn new(
         config: Arc<Config>,
+        limits: Arc<Limits>,
         proxy: Proxy,
         store: Store,
         asks: mpsc::Receiver<Ask>,
@@ -183,6 +185,7 @@ impl Controller {
         let (noting, notes) = mpsc::channel(16);
         let controller = Self {
             config,
+            limits,
             proxy,
             machine,
             epoch: line.epoch,

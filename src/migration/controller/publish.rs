@@ -49,6 +49,7 @@ impl Controller {
             ..MirrorStatus::default()
         });
         let status = Status {
+            throttle: self.limits.status(),
             name: self.config.name.clone(),
             environment: self.config.environment.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
