@@ -250,30 +250,40 @@ impl Lanes {
     }
 }
 
-/// Keeps the average speed under the limits, counted anew each second so that a pause earns no burst.
+/// Keeps the average speed under the limits. A pause earns no more than a tenth of a second, and a change of the limits counts
+/// at once for what is still to be waited.
 struct Pace {
     limits: Arc<Throttle>,
+    /// The moment up to which the allowance is used up.
     since: Instant,
 }
 
 impl Pace {
+    const STEP: Duration = Duration::from_millis(50);
+
     fn wait(&mut self, bytes: usize, keys: u32, cancel: &CancellationToken) {
-        let cost = |limit: u64, amount: f64| if limit == 0 { 0.0 } else { amount / limit as f64 };
-        let seconds = cost(self.limits.bytes.load(Relaxed), bytes as f64)
-            .max(cost(self.limits.keys.load(Relaxed), f64::from(keys)));
-        if seconds == 0.0 {
-            return;
-        }
-        // `since` is the moment up to which the allowance is used up.
         let now = Instant::now();
-        self.since = self.since.max(now.checked_sub(Duration::from_millis(100)).unwrap_or(now));
-        self.since += Duration::from_secs_f64(seconds.min(60.0));
+        let credit = now.saturating_duration_since(self.since).min(Duration::from_millis(100));
+        let mut paid = credit.as_secs_f64();
+        let mut share = 1.0;
         while !cancel.is_cancelled() {
-            let left = self.since.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
+            let whole = self.seconds(bytes, keys);
+            let left = whole * share - paid;
+            if whole == 0.0 || left <= 0.0 {
+                break;
             }
-            std::thread::sleep(left.min(Duration::from_millis(200)));
+            share -= paid / whole;
+            let before = Instant::now();
+            std::thread::sleep(Duration::from_secs_f64(left.min(Self::STEP.as_secs_f64())));
+            paid = before.elapsed().as_secs_f64();
         }
+        self.since = Instant::now();
+    }
+
+    /// How long so much takes, at least.
+    fn seconds(&self, bytes: usize, keys: u32) -> f64 {
+        let cost = |limit: u64, amount: f64| if limit == 0 { 0.0 } else { amount / limit as f64 };
+        cost(self.limits.bytes.load(Relaxed), bytes as f64)
+            .max(cost(self.limits.keys.load(Relaxed), f64::from(keys)))
     }
 }

@@ -16,10 +16,10 @@ pub(super) struct Args {
     #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
     snapshot_bytes: Option<String>,
     /// Keys of the snapshot per second
-    #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
+    #[arg(long, group = "limits", value_name = "RATE", value_parser = count_rate)]
     snapshot_keys: Option<String>,
     /// Mirrored commands per second
-    #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
+    #[arg(long, group = "limits", value_name = "RATE", value_parser = count_rate)]
     mirror_ops: Option<String>,
     /// Bytes of mirrored commands per second
     #[arg(long, group = "limits", value_name = "RATE", value_parser = rate)]
@@ -30,6 +30,10 @@ pub(super) struct Args {
 
 fn rate(text: &str) -> Result<String, String> {
     units::parse_rate(text).map(units::show_rate)
+}
+
+fn count_rate(text: &str) -> Result<String, String> {
+    units::parse_rate(text).map(units::show_count_rate)
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
@@ -47,7 +51,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if global.json {
         output::json(&answer);
     } else {
-        output::line("The new limits are in force.");
+        let limits = answer.as_object().into_iter().flatten();
+        let shown: Vec<String> =
+            limits.map(|(name, rate)| format!("{name} {}", rate.as_str().unwrap_or_default())).collect();
+        output::line(&format!("In force: {}.", shown.join(", ")));
     }
     Ok(ExitCode::SUCCESS)
 }

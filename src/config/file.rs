@@ -317,10 +317,10 @@ pub struct Throttle {
     #[serde(with = "units::rate")]
     pub snapshot_bytes: Option<u64>,
     /// Keys of the snapshot.
-    #[serde(with = "units::rate")]
+    #[serde(with = "units::count_rate")]
     pub snapshot_keys: Option<u64>,
     /// Commands of the stream.
-    #[serde(with = "units::rate")]
+    #[serde(with = "units::count_rate")]
     pub mirror_ops: Option<u64>,
     /// Bytes of these commands.
     #[serde(with = "units::rate")]

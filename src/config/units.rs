@@ -105,6 +105,11 @@ pub fn parse_rate(text: &str) -> Result<Option<u64>, String> {
     }
 }
 
+/// A rate of things that are counted, as [`parse_rate`] reads it: `"20000/s"`.
+pub fn show_count_rate(rate: Option<u64>) -> String {
+    rate.map_or_else(|| "off".into(), |rate| format!("{rate}/s"))
+}
+
 /// A rate as [`parse_rate`] reads it.
 pub fn show_rate(rate: Option<u64>) -> String {
     match rate {
@@ -183,6 +188,10 @@ with!(
 with!(
     /// For a rate per second, none meaning no limit.
     rate, Option<u64>, "a rate such as \"50MB/s\" or \"off\"", super::parse_rate, super::show_rate
+);
+with!(
+    /// For a rate of things that are counted.
+    count_rate, Option<u64>, "a rate such as \"20000/s\" or \"off\"", super::parse_rate, super::show_count_rate
 );
 
 #[cfg(test)]

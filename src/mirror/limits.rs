@@ -49,10 +49,10 @@ pub struct ThrottleStatus {
     #[serde(with = "units::rate")]
     pub snapshot_bytes: Option<u64>,
     /// See [`ThrottleRequest`].
-    #[serde(with = "units::rate")]
+    #[serde(with = "units::count_rate")]
     pub snapshot_keys: Option<u64>,
     /// See [`ThrottleRequest`].
-    #[serde(with = "units::rate")]
+    #[serde(with = "units::count_rate")]
     pub mirror_ops: Option<u64>,
     /// See [`ThrottleRequest`].
     #[serde(with = "units::rate")]

@@ -1,6 +1,5 @@
 //! H39: a cutover is refused, with the reason, when it would not be safe; and a broken stream never looks caught up.
 
-
 use serde_json::{Value as Json, json};
 
 use crate::support::{Lab, PATIENCE, Setup, eventually};
