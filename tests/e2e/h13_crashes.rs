@@ -1,6 +1,8 @@
 //! H13: the gateway, the destination (with an append-only file) and the link to the source end at random instants, under
 //! load where once more or once less shows. Afterwards nothing differs, nothing is doubled, and no second full sync was
 //! needed.
+//!
+//! `CROSSFADE_CRASHES=200 scripts/test.sh --test e2e h13_crashes_in_the_mirror` is the long run.
 
 use std::time::Duration;
 
@@ -41,13 +43,14 @@ async fn lab() -> Lab {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn h13_thirty_crashes_in_the_mirror() {
+async fn h13_crashes_in_the_mirror() {
+    let crashes = std::env::var("CROSSFADE_CRASHES").ok().map_or(30, |number| number.parse().unwrap());
     let mut lab = lab().await;
     let seed = seed();
     fill::fill(&lab.source.address(), 2000, 0).await.unwrap();
     let workload = Workload::start(&Plan { pace: Some(3000), ..Plan::new(lab.gateway.address()).tolerant() });
     lab.mirror().await;
-    for turn in 0..30 {
+    for turn in 0..crashes {
         operations(&workload, 150).await;
         tokio::time::sleep(instant(seed, turn, 120)).await;
         match turn % 5 {
