@@ -13,6 +13,9 @@
 //! cargo bench --bench gateway -- --switches [--count N] [--clients N] [--pace N]
 //!                                                        cutovers and rollbacks under 20,000 commands a second of 32
 //!                                                        clients; --pace 0: as fast as they can
+//! cargo bench --bench gateway -- --lag [--seconds S] [--pace N] [--keys N]
+//!                                                        from the source's answer to the destination, beside 20,000 SETs
+//!                                                        a second for 60 s; then 5,000,000 SETs as fast as they go
 //! cargo bench --bench gateway -- --idle [--count N]      50 busy clients beside 10,000 idle ones, against 50 alone
 //! cargo bench --bench gateway -- --fair                  GET of 50 clients beside one that moves 50 MiB values
 //! ```
@@ -22,6 +25,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to a person")]
 
 mod company;
+mod lag;
 mod load;
 mod measures;
 mod peers;
@@ -52,6 +56,7 @@ enum What {
     Switches,
     Idle,
     Fair,
+    Lag,
 }
 
 impl Args {
@@ -87,6 +92,7 @@ impl Args {
                 "--switches" => args.what = What::Switches,
                 "--idle" => args.what = What::Idle,
                 "--fair" => args.what = What::Fair,
+                "--lag" => (args.what, args.seconds, args.keys) = (What::Lag, 60.0, 5_000_000),
                 other => {
                     bail!("{other}: not an option of this benchmark; its first lines of source list them")
                 }
@@ -115,6 +121,7 @@ fn main() -> Result<()> {
             What::Switches => measures::switches(&args, args.count.unwrap_or(20)).await,
             What::Idle => company::idle(&args, args.count.unwrap_or(10_000)).await,
             What::Fair => company::fair(&args).await,
+            What::Lag => lag::lag(&args).await,
         }
     })
 }

@@ -17,15 +17,15 @@ use super::process::{cpu_us, rss_mib};
 use super::{Args, machine, median, round};
 
 /// A source, a destination and a gateway.
-struct Rig {
-    gateway: Gateway,
-    source: Server,
-    destination: Server,
+pub(crate) struct Rig {
+    pub(crate) gateway: Gateway,
+    pub(crate) source: Server,
+    pub(crate) destination: Server,
     _dir: TempDir,
 }
 
 impl Rig {
-    async fn new(server_args: &[&str], destination_args: &[&str]) -> Result<Self> {
+    pub(crate) async fn new(server_args: &[&str], destination_args: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let source = Server::start(&dir.path().join("source"), server_args).await?;
         let destination = Server::start(&dir.path().join("destination"), destination_args).await?;
@@ -33,12 +33,12 @@ impl Rig {
         Ok(Self { gateway, source, destination, _dir: dir })
     }
 
-    fn port(&self) -> Result<u16> {
+    pub(crate) fn port(&self) -> Result<u16> {
         port_of(&self.gateway)
     }
 
     /// Waits until the destination has what the source has executed.
-    async fn in_step(&mut self) -> Result<()> {
+    pub(crate) async fn in_step(&mut self) -> Result<()> {
         let end: u64 = self.source.info("master_repl_offset").await?.parse()?;
         let applied = |status: &serde_json::Value| {
             status["mirror"]["applied_offset"].as_u64().is_some_and(|offset| offset >= end)
