@@ -10,6 +10,7 @@
 //!     --no-peers        without HAProxy, twemproxy and Envoy (looked up on PATH and in $CROSSFADE_PEERS)
 //! cargo bench --bench gateway -- --mirror            SET with a live mirror against SET without one
 //! cargo bench --bench gateway -- --snapshot [--keys N]   from `start` to `mirroring`, against native REPLICAOF
+//! cargo bench --bench gateway -- --mixed | --big         the same with collections, or with a value of 1 GiB among others
 //! cargo bench --bench gateway -- --switches [--count N] [--clients N] [--pace N]
 //!                                                        cutovers and rollbacks under 20,000 commands a second of 32
 //!                                                        clients; --pace 0: as fast as they can
@@ -25,6 +26,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to a person")]
 
 mod company;
+mod copy;
 mod lag;
 mod load;
 mod measures;
@@ -52,7 +54,7 @@ struct Args {
 enum What {
     Throughput,
     Mirror,
-    Snapshot,
+    Snapshot(copy::Data),
     Switches,
     Idle,
     Fair,
@@ -88,7 +90,9 @@ impl Args {
                 "--pace" => args.pace = value()?.parse()?,
                 "--cases" => args.cases = value()?.split(',').map(ToString::to_string).collect(),
                 "--mirror" => args.what = What::Mirror,
-                "--snapshot" => args.what = What::Snapshot,
+                "--snapshot" => args.what = What::Snapshot(copy::Data::Strings),
+                "--mixed" => args.what = What::Snapshot(copy::Data::Mixed),
+                "--big" => args.what = What::Snapshot(copy::Data::Big),
                 "--switches" => args.what = What::Switches,
                 "--idle" => args.what = What::Idle,
                 "--fair" => args.what = What::Fair,
@@ -117,7 +121,7 @@ fn main() -> Result<()> {
         match args.what {
             What::Throughput => load::run(&args).await,
             What::Mirror => measures::mirror(&args).await,
-            What::Snapshot => measures::snapshot(&args).await,
+            What::Snapshot(data) => copy::snapshot(&args, data).await,
             What::Switches => measures::switches(&args, args.count.unwrap_or(20)).await,
             What::Idle => company::idle(&args, args.count.unwrap_or(10_000)).await,
             What::Fair => company::fair(&args).await,

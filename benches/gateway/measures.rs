@@ -1,11 +1,8 @@
-//! What the migration costs while it runs: the mirror, the snapshot, the switch.
+//! What the migration costs while it runs: the mirror and the switch.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use crossfade::cli::demo::connection::Connection;
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
 use crossfade::cli::demo::servers::Server;
 use crossfade::cli::demo::workload::{Plan, Workload, create_user};
@@ -13,7 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::load::{case, redis_benchmark};
-use super::process::{cpu_us, rss_mib};
+use super::process::cpu_us;
 use super::{Args, machine, median, round};
 
 /// A source, a destination and a gateway.
@@ -53,7 +50,7 @@ pub(crate) fn port_of(gateway: &Gateway) -> Result<u16> {
     Ok(gateway.address().rsplit_once(':').context("the gateway's port")?.1.parse()?)
 }
 
-async fn gateway(dir: &std::path::Path, source: &Server, destination: &Server) -> Result<Gateway> {
+pub(crate) async fn gateway(dir: &std::path::Path, source: &Server, destination: &Server) -> Result<Gateway> {
     let exe = env!("CARGO_BIN_EXE_crossfade");
     Ok(Gateway::start(GatewayOptions::new(exe, &dir.join("gateway"), &source.url(), &destination.url()))
         .await?)
@@ -122,110 +119,6 @@ pub(crate) async fn mirror(args: &Args) -> Result<()> {
         print(args, &document);
     }
     Ok(())
-}
-
-/// A copy of many strings: from `start` to `mirroring`, and native REPLICAOF with diskless transfer on both ends.
-pub(crate) async fn snapshot(args: &Args) -> Result<()> {
-    args.note(&machine());
-    let dir = tempfile::tempdir()?;
-    let diskless = ["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"];
-    let source = Server::start(&dir.path().join("source"), &diskless).await?;
-    let destination =
-        Server::start(&dir.path().join("destination"), &["--repl-diskless-load", "on-empty-db"]).await?;
-    args.note(&format!("filling {} keys of 100 bytes", args.keys));
-    let mut fill = source.connect().await?;
-    let value = "v".repeat(100);
-    for first in (0..args.keys).step_by(10_000) {
-        let numbers = first..args.keys.min(first + 10_000);
-        let count = numbers.end - numbers.start;
-        numbers.for_each(|number| fill.queue(&["SET", &format!("key:{number:012}"), &value]));
-        fill.flush().await?;
-        for _ in 0..count {
-            fill.reply().await?;
-        }
-    }
-    let (mut native, mut ours, mut ratios, mut peak, mut cpu) = (vec![], vec![], vec![], vec![], vec![]);
-    for turn in 0..args.rounds {
-        let mut pair = [0.0; 2];
-        for half in 0..2 {
-            destination.call(&["FLUSHALL", "SYNC"]).await?;
-            if (turn + half) % 2 == 0 {
-                let began = Instant::now();
-                destination.call(&["REPLICAOF", "127.0.0.1", &source.port().to_string()]).await?;
-                loaded(&destination, args.keys).await?;
-                pair[0] = began.elapsed().as_secs_f64();
-                destination.call(&["REPLICAOF", "NO", "ONE"]).await?;
-            } else {
-                let own = tempfile::tempdir()?;
-                let mut gateway = gateway(own.path(), &source, &destination).await?;
-                let (done, pid) = (Arc::new(AtomicBool::new(false)), gateway.pid());
-                let watch = tokio::spawn(sample(pid, done.clone()));
-                let before = cpu_us(pid);
-                let began = Instant::now();
-                gateway.begin().await?;
-                gateway.wait_phase("mirroring", Duration::from_secs(300)).await?;
-                pair[1] = began.elapsed().as_secs_f64();
-                cpu.push((cpu_us(pid) - before) / 1e6);
-                done.store(true, Ordering::Relaxed);
-                peak.push(watch.await?);
-                let copied = keys(&destination).await?;
-                if copied < args.keys {
-                    bail!("mirroring with {copied} of {} keys", args.keys);
-                }
-            }
-        }
-        native.push(pair[0]);
-        ours.push(pair[1]);
-        ratios.push(pair[1] / pair[0]);
-        args.note(&format!("round {}: native {:.2} s, gateway {:.2} s", turn + 1, pair[0], pair[1]));
-    }
-    let document = json!({
-        "case": "snapshot",
-        "keys": args.keys,
-        "native_seconds": round(median(&native), 2),
-        "gateway_seconds": round(median(&ours), 2),
-        "ratio": round(median(&ratios), 2),
-        "gateway_cpu_seconds": round(median(&cpu), 2),
-        "gateway_peak_mib": round(peak.iter().copied().fold(0.0, f64::max), 1),
-    });
-    print(args, &document);
-    Ok(())
-}
-
-async fn sample(pid: u32, done: Arc<AtomicBool>) -> f64 {
-    let mut peak = 0.0_f64;
-    while !done.load(Ordering::Relaxed) {
-        peak = peak.max(rss_mib(pid));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    peak
-}
-
-/// Keys in all databases, those of the gateway included.
-async fn keys(server: &Server) -> Result<u64> {
-    let info = server.call(&["INFO", "keyspace"]).await?;
-    let text = String::from_utf8_lossy(info.bytes().unwrap_or_default()).into_owned();
-    let count = |line: &str| line.split_once(":keys=")?.1.split(',').next()?.parse::<u64>().ok();
-    Ok(text.lines().filter_map(count).sum())
-}
-
-async fn loaded(replica: &Server, keys_wanted: u64) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(300);
-    let mut asking: Option<Connection> = None;
-    while Instant::now() < deadline {
-        if asking.is_none() {
-            asking = replica.connect().await.ok();
-        }
-        if let Some(connection) = &mut asking {
-            let info = connection.must(&["INFO", "replication"]).await?;
-            let text = String::from_utf8_lossy(info.bytes().unwrap_or_default()).into_owned();
-            if text.contains("master_link_status:up") && keys(replica).await? >= keys_wanted {
-                return Ok(());
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    bail!("the replica is not in step after 300 s")
 }
 
 /// Switches there and back under checked traffic.
