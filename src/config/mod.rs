@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::is_loopback;
-pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey};
+pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey, OnUnsupported};
 
 use crate::server::{Endpoint, Secret};
 
@@ -131,6 +131,8 @@ pub struct Mirror {
 pub struct Snapshot {
     /// What happens when the destination holds a key already.
     pub on_existing_key: OnExistingKey,
+    /// What happens to what the destination has no command for.
+    pub on_unsupported: OnUnsupported,
     /// Connections to the destination for loading.
     pub connections: usize,
 }

@@ -70,6 +70,12 @@ impl Server {
         Endpoint::parse(Side::Destination, &format!("unix://{}", self.socket().display())).unwrap()
     }
 
+    /// Its URL for a gateway.
+    #[allow(dead_code, reason = "one of the two test binaries uses it")]
+    pub(crate) fn url(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
     /// Has it written to disk, and answers the file.
     pub(crate) fn save(&self) -> Vec<u8> {
         assert!(self.connect().call(&["SAVE"]).is_ok());
@@ -153,13 +159,13 @@ pub(crate) struct Look {
     pub(crate) expiry: i64,
 }
 
-/// Everything in these dbs.
+/// Everything in these dbs, a gateway's own keys apart.
 pub(crate) fn look(connection: &mut Connection, dbs: &[u32]) -> BTreeMap<(u32, Vec<u8>), Look> {
     let mut found = BTreeMap::new();
     for db in dbs {
         connection.must(&["SELECT", &db.to_string()]);
         let keys = list(connection.must(&["KEYS", "*"]));
-        for key in keys {
+        for key in keys.into_iter().filter(|key| !key.starts_with(b"crossfade:")) {
             let looks = look_at(connection, &key);
             found.insert((*db, key), looks);
         }
@@ -190,9 +196,10 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
                 .chunks(2)
                 .map(|pair| {
                     let expiry = match connection.call(&[b"HPEXPIRETIME", key, b"FIELDS", b"1", &pair[0]]) {
-                        Value::Array(at) => text(&at[0]),
-                        _ => "-1".into(),
+                        Value::Array(at) => at[0].as_i64().unwrap_or(-1),
+                        _ => -1,
                     };
+                    let expiry = if expiry > 0 { true_expiry(expiry as u64) as i64 } else { expiry };
                     format!("{}={} ({expiry})", short(&pair[0]), short(&pair[1]))
                 })
                 .collect();
@@ -224,6 +231,18 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
             let told = flat(&connection.must(&[b"ARINFO", key]));
             let scanned = flat(&connection.must(&[&b"ARSCAN"[..], key, b"0", b"200000000000"]));
             format!("{scanned:?} {told:?}")
+        }
+        "vectorset" => {
+            let mut items: Vec<String> = list(connection.must(&[&b"VRANDMEMBER"[..], key, b"1000000"]))
+                .iter()
+                .map(|item| {
+                    let vector = flat(&connection.must(&[&b"VEMB"[..], key, item]));
+                    let attributes = text(&connection.must(&[&b"VGETATTR"[..], key, item]));
+                    format!("{}={vector:?} {attributes}", short(item))
+                })
+                .collect();
+            items.sort();
+            items.join(",")
         }
         other => panic!("a key of type {other}"),
     };
