@@ -74,6 +74,12 @@ pub async fn open(to: &Endpoint, id: &str, direction: Direction, timeout: Durati
             _ => capabilities.at_least(8, 0),
         },
         idempotence: capabilities.at_least(8, 6),
+        hash_field_expiry: match capabilities.flavour {
+            Flavour::Valkey => capabilities.version >= (9, 0, 0),
+            Flavour::Redict => false,
+            _ => capabilities.at_least(7, 4),
+        },
+        keep_ttl: capabilities.at_least(6, 0),
     };
     set_name(&mut first, &name).await?;
     let found = match first.command(&["GET", POSITION_KEY]).await? {

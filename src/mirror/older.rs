@@ -2,10 +2,12 @@
 //! a replica may say them.
 //!
 //! ```text
-//! RESTORE, FUNCTION RESTORE    a payload stamped with a version that the destination does not read: the lowest that has its type
+//! RESTORE, FUNCTION RESTORE    a payload stamped with a version that the destination does not read: the lowest that has its
+//!                              type, or the value as commands
 //! XADD … IDMP (8.6)            with an explicit id, which servers take from their master only: XADD, then XIDMPRECORD
 //! XGROUP, XSETID               without the counters that came with 7.0
 //! XGROUP CREATECONSUMER        nothing before 6.2: consumers come into being as they read
+//! SET KEEPTTL                  a script before 6.0 (from there on INCRBYFLOAT is sent so)
 //! HSETEX without an expiry     HSET where it is not known (8.2 sends HINCRBYFLOAT so)
 //! HGETDEL                      HDEL
 //! ```
@@ -14,6 +16,10 @@
 use super::transform::Dialect;
 use crate::rdb;
 use crate::resp::write;
+
+/// SET with KEEPTTL, for servers before 6.0.
+pub const SET_KEEPTTL: &str = "local left=redis.call('PTTL',KEYS[1]) redis.call('SET',KEYS[1],ARGV[1]) \
+    if left>0 then redis.call('PEXPIRE',KEYS[1],string.format('%.0f',left)) end";
 
 /// Whether a command may need other words; `args` begins behind the name.
 pub fn concerns<'a>(name: &[u8], mut args: impl Iterator<Item = &'a [u8]>, dialect: &Dialect) -> bool {
@@ -55,22 +61,60 @@ pub fn write(args: &[&[u8]], dialect: &Dialect, out: &mut Vec<u8>) -> Option<u32
     }
 }
 
-/// A payload of DUMP that the destination reads; `None` when it reads this one, or none of its type.
-pub fn value(payload: &[u8], dialect: &Dialect) -> Option<Vec<u8>> {
-    let (value, stamped) = rdb::split_dump(payload).ok()?;
-    if u32::from(stamped) <= dialect.rdb_version {
-        return None;
+/// Whether the destination reads a payload of this RDB version.
+fn reads(version: u32, dialect: &Dialect) -> bool {
+    // From 80 on Valkey counts by itself, and does not read what Redis added since the fork.
+    version <= dialect.rdb_version && !(dialect.rdb_version >= 80 && (12..80).contains(&version))
+}
+
+/// What becomes of a payload of DUMP.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// The destination reads it as it is, or nobody can help it.
+    Same,
+    /// It reads this one.
+    Stamped(Vec<u8>),
+    /// It does not know the type: the value as so many commands for a key that is not there.
+    Commands(Vec<u8>, u32),
+}
+
+/// A value for the destination.
+pub fn value(key: &[u8], payload: &[u8], dialect: &Dialect) -> Payload {
+    let Ok((value, stamped)) = rdb::split_dump(payload) else { return Payload::Same };
+    if reads(u32::from(stamped), dialect) {
+        return Payload::Same;
     }
-    let mut stamped = Vec::with_capacity(payload.len());
-    value.dump_payload(&mut stamped);
-    Some(stamped)
+    if value.minimum_version().is_some_and(|version| reads(version, dialect)) {
+        let mut stamped = Vec::with_capacity(payload.len());
+        value.dump_payload(&mut stamped);
+        return Payload::Stamped(stamped);
+    }
+    let (mut out, mut count) = (Vec::new(), 0);
+    let words = rdb::Dialect {
+        hash_field_expiry: dialect.hash_field_expiry,
+        streams: dialect.rdb_version >= 9,
+        create_consumer: dialect.create_consumer,
+        idempotence: dialect.idempotence,
+        redis_8_8: dialect.rdb_version == 15,
+        stream_counters: dialect.stream_counters,
+        lose_field_expiry: false,
+    };
+    let mut sink = |args: &[&[u8]]| {
+        write::command(&mut out, args);
+        count += 1;
+        Ok(())
+    };
+    match value.commands(key, &words, &mut sink) {
+        Ok(()) => Payload::Commands(out, count),
+        Err(_) => Payload::Same,
+    }
 }
 
 /// A payload of FUNCTION DUMP with the version of 7.0, whose opcodes every server with functions reads.
 fn libraries(payload: &[u8], dialect: &Dialect) -> Option<Vec<u8>> {
     let at = payload.len().checked_sub(10)?;
     let stamped = u16::from_le_bytes([payload[at], payload[at + 1]]);
-    if u32::from(stamped) <= dialect.rdb_version {
+    if reads(u32::from(stamped), dialect) {
         return None;
     }
     let mut payload = payload[..at].to_vec();
@@ -108,6 +152,10 @@ fn idempotent(args: &[&[u8]], dialect: &Dialect, out: &mut Vec<u8>) -> Option<u3
         at += kept;
     }
     let id = *args.get(at)?;
+    if id == b"*" && words.len() < at {
+        // The source gives the id that it chose, unless it knew the entry already and added none.
+        return Some(0);
+    }
     words.extend_from_slice(&args[at..]);
     write::command(out, &words);
     match record {
@@ -179,6 +227,8 @@ mod tests {
         assert_eq!(lines("HGETDEL h FIELDS 2 a b", &new), one("HDEL h a b"));
         let both = vec!["XADD x MAXLEN ~ 9 5-1 f v".to_owned(), "XIDMPRECORD x p i 5-1".to_owned()];
         assert_eq!(lines("XADD x IDMP p i MAXLEN ~ 9 5-1 f v", &new), Some(both));
+        assert_eq!(lines("XADD x IDMP p i * f v", &new), Some(vec![]));
+        assert_eq!(lines("XADD x MAXLEN 5 * IDMP v", &new), one("XADD x MAXLEN 5 * IDMP v"));
         assert_eq!(lines("XADD x IDMPAUTO p 5-1 IDMP v", &new), one("XADD x 5-1 IDMP v"));
         assert_eq!(lines("XADD x 5-1 IDMP v", &new), one("XADD x 5-1 IDMP v"));
         assert_eq!(lines("XADD x 5-1 f v", &old), None);
@@ -194,8 +244,11 @@ mod tests {
             payload
         };
         let dialect = Dialect::of_version(7, 0);
-        assert_eq!(value(&seal(10), &dialect), None);
-        assert_eq!(value(&seal(12), &dialect), Some(seal(6)));
+        assert_eq!(value(b"k", &seal(10), &dialect), Payload::Same);
+        assert_eq!(value(b"k", &seal(12), &dialect), Payload::Stamped(seal(6)));
+        let valkey = Dialect { rdb_version: 80, ..dialect };
+        assert_eq!(value(b"k", &seal(12), &valkey), Payload::Stamped(seal(6)));
+        assert_eq!(value(b"k", &seal(11), &valkey), Payload::Same);
         assert_eq!(libraries(&seal(12), &dialect), Some(seal(10)));
         assert_eq!(libraries(&seal(10), &dialect), None);
     }

@@ -182,7 +182,7 @@ mod tests {
         let first = std::mem::take(&mut out);
         assert_eq!(scripts.evaluate(&by_digest, 7, &mut out), Some(1));
         assert_eq!(out, first);
-        assert_eq!(scripts.take_fresh(), vec![(sha, Bytes::from_static(b"return 1"))]);
+        assert_eq!(scripts.take_fresh(), vec![(sha.clone(), Bytes::from_static(b"return 1"))]);
         assert!(scripts.take_fresh().is_empty());
         assert_eq!(declared(&by_digest), vec![b"k"]);
         assert_eq!(declared(&[b"EVAL", b"", b"x"]), Vec::<&[u8]>::new());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Connection as Client;
-use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
+use crossfade::cli::demo::gateway::{Gateway, GatewayOptions, tail};
 use crossfade::resp::value::Value;
 
 use crate::fill::fill;
@@ -15,7 +15,7 @@ use crate::writes::Writer;
 const EXE: &str = env!("CARGO_BIN_EXE_crossfade");
 
 /// The time that anything may take on a loaded machine before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const DBS: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
@@ -144,7 +144,8 @@ async fn mirrored(from: &'static str, to: &'static str) -> Result<String, String
             return Err(format!("{}\n{}", status["error"], gateway.log()));
         }
     }
-    gateway.wait_phase("mirroring", PATIENCE).await.map_err(|error| error.to_string())?;
+    let mirroring = gateway.wait_phase("mirroring", PATIENCE).await;
+    mirroring.map_err(|error| format!("{error}\nthe source:\n{}", tail(&source.log(), 30)))?;
     writer.round().await;
     let mut wrong = compare(&mut gateway, &mut at_source, &mut at_destination).await?;
     if older != newer {
@@ -155,7 +156,9 @@ async fn mirrored(from: &'static str, to: &'static str) -> Result<String, String
     }
     if wrong.is_empty() {
         writer.flush_all().await;
-        untried(&mut at_source, &writer.ran)?;
+        if from == to {
+            untried(&mut at_source, &writer.ran)?;
+        }
         wrong = compare(&mut gateway, &mut at_source, &mut at_destination).await?;
     }
     let noise: Vec<String> =

@@ -36,6 +36,8 @@ impl Server {
             .arg(folder.path().join("s"))
             .arg("--dir")
             .arg(folder.path())
+            .arg("--logfile")
+            .arg(folder.path().join("log"))
             .args(args)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -68,6 +70,12 @@ impl Server {
 
     pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint::parse(Side::Destination, &format!("unix://{}", self.socket().display())).unwrap()
+    }
+
+    /// What it logged.
+    #[allow(dead_code, reason = "one of the two test binaries uses it")]
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// Its URL for a gateway.
@@ -166,16 +174,19 @@ pub(crate) fn look(connection: &mut Connection, dbs: &[u32]) -> BTreeMap<(u32, V
         connection.must(&["SELECT", &db.to_string()]);
         let keys = list(connection.must(&["KEYS", "*"]));
         for key in keys.into_iter().filter(|key| !key.starts_with(b"crossfade:")) {
-            let looks = look_at(connection, &key);
-            found.insert((*db, key), looks);
+            // One that expired since KEYS is none.
+            if let Some(looks) = look_at(connection, &key) {
+                found.insert((*db, key), looks);
+            }
         }
     }
     found
 }
 
-fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
+fn look_at(connection: &mut Connection, key: &[u8]) -> Option<Look> {
     let kind = text(&connection.must(&[b"TYPE", key]));
     let value = match kind.as_str() {
+        "none" => return None,
         "string" => short(&bytes(connection.must(&[b"GET", key]))),
         "list" => {
             let items: Vec<String> = list(connection.must(&[b"LRANGE", key, b"0", b"-1"]))
@@ -254,7 +265,7 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
         },
     };
     let expiry = if expiry > 0 { true_expiry(expiry as u64) as i64 } else { expiry };
-    Look { value: format!("{kind}: {value}"), expiry }
+    Some(Look { value: format!("{kind}: {value}"), expiry })
 }
 
 pub(crate) fn now_ms() -> i64 {

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::decode::Command;
 use super::expiry::padded;
-use super::older;
+use super::older::{self, Payload};
 use super::scripts::{self, Scripts};
 use crate::resp::write;
 
@@ -49,6 +49,10 @@ pub struct Dialect {
     pub hash_set_ex: bool,
     /// XIDMPRECORD (8.6).
     pub idempotence: bool,
+    /// HPEXPIREAT (Redis 7.4, Valkey 9.0).
+    pub hash_field_expiry: bool,
+    /// SET with KEEPTTL (6.0).
+    pub keep_ttl: bool,
 }
 
 impl Dialect {
@@ -67,6 +71,8 @@ impl Dialect {
             stream_counters: at_least((7, 0)),
             hash_set_ex: at_least((8, 0)),
             idempotence: at_least((8, 6)),
+            hash_field_expiry: at_least((7, 4)),
+            keep_ttl: at_least((6, 0)),
         }
     }
 }
@@ -430,6 +436,11 @@ impl Transform {
             }
             Class::Set => {
                 let [_, key, value, options @ ..] = args else { return None };
+                if !self.dialect.keep_ttl && options.iter().any(|word| word.eq_ignore_ascii_case(b"KEEPTTL"))
+                {
+                    write::command(out, &[b"EVAL", older::SET_KEEPTTL.as_bytes(), b"1", key, value]);
+                    return Some(1);
+                }
                 let options = Options::read(options, arrived_ms)?;
                 let at = options.at?;
                 Some(self.set(db, key, value, at, out))
@@ -571,15 +582,33 @@ impl Transform {
 
     fn restore(&mut self, db: u32, args: &[&[u8]], arrived_ms: u64, out: &mut Vec<u8>) -> Option<u32> {
         let [name, key, ttl, payload, options @ ..] = args else { return None };
-        let readable = older::value(payload, &self.dialect);
         let ttl_ms = u64::try_from(int(ttl)?).ok()?;
+        let stamped;
+        let payload = match older::value(key, payload, &self.dialect) {
+            Payload::Same if ttl_ms == 0 => return None,
+            Payload::Same => payload,
+            Payload::Stamped(payload) => {
+                stamped = payload;
+                &&stamped[..]
+            }
+            Payload::Commands(commands, count) => {
+                write::command(out, &[&b"DEL"[..], *key]);
+                out.extend_from_slice(&commands);
+                if ttl_ms > 0 {
+                    let absolute = options.iter().any(|word| word.eq_ignore_ascii_case(b"ABSTTL"));
+                    let at = if absolute { ttl_ms } else { arrived_ms.checked_add(ttl_ms)? };
+                    self.pexpireat(db, key, at, out);
+                }
+                return Some(1 + count + u32::from(ttl_ms > 0));
+            }
+        };
         if ttl_ms == 0 {
-            let mut words = vec![*name, *key, *ttl, readable.as_deref()?];
+            let mut words = vec![*name, *key, *ttl, *payload];
             words.extend_from_slice(options);
             write::command(out, &words);
             return Some(1);
         }
-        let (ttl, payload) = (ttl_ms, &readable.as_deref().unwrap_or(payload));
+        let ttl = ttl_ms;
         let is_absolute = |word: &[u8]| word.eq_ignore_ascii_case(b"ABSTTL");
         let at =
             if options.iter().any(|word| is_absolute(word)) { ttl } else { arrived_ms.checked_add(ttl)? };
