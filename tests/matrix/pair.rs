@@ -147,6 +147,15 @@ async fn mirrored(from: &'static str, to: &'static str) -> Result<String, String
     let mirroring = gateway.wait_phase("mirroring", PATIENCE).await;
     mirroring.map_err(|error| format!("{error}\nthe source:\n{}", tail(&source.log(), 30)))?;
     writer.round().await;
+    if !older.since("5.0", "7.2") {
+        // Scripts travel as text, and the second time by their digests, which nobody knows any more (H20).
+        at_destination.line("SCRIPT FLUSH");
+        gateway.restart().await.map_err(|error| error.to_string())?;
+        gateway.wait_phase("mirroring", PATIENCE).await.map_err(|error| error.to_string())?;
+        writer.reconnected(Client::open(&gateway.address()).await.map_err(|error| error.to_string())?);
+        writer.round().await;
+    }
+
     let mut wrong = compare(&mut gateway, &mut at_source, &mut at_destination).await?;
     if older != newer {
         // XINFO and the counters behind it say different things in every version; the entries are compared.

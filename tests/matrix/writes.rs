@@ -53,6 +53,11 @@ impl Writer {
         Self { connection, lines, round: 0, ran: BTreeSet::new(), refused: BTreeSet::new() }
     }
 
+    /// Goes on over another connection.
+    pub fn reconnected(&mut self, connection: Connection) {
+        self.connection = connection;
+    }
+
     /// All lines once. Every reply but an error is fine; what the line does is judged by comparing the servers.
     pub async fn round(&mut self) {
         self.round += 1;
