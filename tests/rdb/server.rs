@@ -203,6 +203,9 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Option<Look> {
         }
         "hash" => {
             let all = list(connection.must(&[b"HGETALL", key]));
+            if all.is_empty() {
+                return None; // all of its fields have expired, and nobody has removed it yet
+            }
             let mut items: Vec<String> = all
                 .chunks(2)
                 .map(|pair| {
