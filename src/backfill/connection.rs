@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::encoder::{BESIDE, Batch, Encoder, Part, Plan};
-use super::feeder::{library, unwritten};
+use super::feeder::{library, unsupported, unwritten};
 use super::progress::{FailedKey, Failures, Progress};
 use crate::error::{Error, Result, Side};
 use crate::rdb::{self, What};
@@ -306,6 +306,7 @@ impl Connection {
                 key: library(args.get(3).map(|source| &source[..]).unwrap_or_default()),
                 reason: text.to_owned(),
                 remedy: "load that library at the destination by hand, or delete it at the source",
+                unsupported: false,
             }),
             b"SCRIPT" => tracing::warn!(reason = text, "a script of the snapshot could not be loaded"),
             _ => {
@@ -342,6 +343,10 @@ impl Connection {
             });
             match written {
                 Ok(()) | Err(What::Stopped) => {}
+                Err(What::NoCommand(reason)) => {
+                    let reason = format!("RESTORE was refused ({}), and {reason}", refused.reason);
+                    failures.add(unsupported(refused.db, &refused.key, reason, false));
+                }
                 Err(what) => {
                     let reason = format!("RESTORE was refused ({}), and as commands: {what}", refused.reason);
                     failures.add(unwritten(refused.db, &refused.key, reason));

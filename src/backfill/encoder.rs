@@ -36,11 +36,13 @@ pub(super) struct Plan {
     replace: bool,
     set_pxat: bool,
     pub(super) functions: bool,
+    /// What the destination has no command for is left out.
+    pub(super) drop_unsupported: bool,
     pub(super) dialect: Dialect,
 }
 
 impl Plan {
-    pub(super) fn new(to: &Capabilities, existing: OnExistingKey) -> Self {
+    pub(super) fn new(to: &Capabilities, existing: OnExistingKey, drop_unsupported: bool) -> Self {
         let since = |major, minor| to.at_least(major, minor);
         Self {
             keep: existing == OnExistingKey::Keep,
@@ -53,6 +55,7 @@ impl Plan {
             replace: since(3, 0),
             set_pxat: since(6, 2),
             functions: to.functions,
+            drop_unsupported,
             dialect: Dialect {
                 hash_field_expiry: match to.flavour {
                     Flavour::Valkey => to.version >= (9, 0, 0),
@@ -64,6 +67,7 @@ impl Plan {
                 idempotence: since(8, 6),
                 redis_8_8: since(8, 8),
                 stream_counters: since(7, 0),
+                lose_field_expiry: false,
             },
         }
     }
@@ -295,7 +299,29 @@ impl<'a> Encoder<'a> {
         value: &RawValue<'_>,
         out: &mut Out<'_>,
     ) -> Result<(), What> {
-        let dialect = self.plan.dialect;
+        self.as_commands_of(self.plan.dialect, key, expiry, value, out)
+    }
+
+    /// The same for a hash whose fields expire, without these expiries.
+    pub(super) fn without_field_expiries(
+        &mut self,
+        key: &[u8],
+        expiry: Option<u64>,
+        value: &RawValue<'_>,
+        out: &mut Out<'_>,
+    ) -> Result<(), What> {
+        let dialect = Dialect { lose_field_expiry: true, ..self.plan.dialect };
+        self.as_commands_of(dialect, key, expiry, value, out)
+    }
+
+    fn as_commands_of(
+        &mut self,
+        dialect: Dialect,
+        key: &[u8],
+        expiry: Option<u64>,
+        value: &RawValue<'_>,
+        out: &mut Out<'_>,
+    ) -> Result<(), What> {
         if value.body.len() > SEQUENCE || self.plan.keep || matches!(value.text(), Some(Text::Lzf { .. })) {
             return self.sequence(key, expiry, out, |target, sink| value.commands(target, &dialect, sink));
         }

@@ -13,6 +13,7 @@ use super::encoder::{Batch, Encoder, Part, Plan};
 use super::progress::{FailedKey, Failures, Progress, Throttle};
 use super::{LoadOptions, OWN_PREFIX, cancelled};
 use crate::error::{Error, Result, Side};
+use crate::mirror::expiry::padded;
 use crate::rdb::{self, Item, RdbError, ReadOptions, Reader, Stopped, What};
 
 /// A value of more bytes than this is encoded only when there is room in the budget.
@@ -126,7 +127,12 @@ fn feed<R: Read>(
                     let key = entry.key.to_vec();
                     match what {
                         // No command can write it: an error of this key, not of the file.
-                        What::NoCommand(reason) => failures.add(unwritten(entry.db, &key, reason)),
+                        What::NoCommand(reason) => {
+                            let expiry = entry.expire_at_ms.map(padded);
+                            let less = plan.drop_unsupported
+                                && encoder.without_field_expiries(&key, expiry, &entry.value, out).is_ok();
+                            failures.add(unsupported(entry.db, &key, reason, less));
+                        }
                         what => {
                             let opcode = Some(entry.value.type_id);
                             return Err(RdbError {
@@ -161,7 +167,8 @@ fn feed<R: Read>(
                     db: 0,
                     key: library(&source),
                     reason: "the destination does not know functions".into(),
-                    remedy: "use a destination of Redis 7.0 or Valkey, or delete the library at the source",
+                    remedy: "use a destination of Redis 7.0 or Valkey, or delete the library at the source, or set snapshot.on_unsupported = \"drop\"",
+                    unsupported: true,
                 });
             }
             Item::FunctionPreGa { name } => failures.add(FailedKey {
@@ -171,6 +178,7 @@ fn feed<R: Read>(
                     "it is stored in the format of a 7.0 release candidate, which no released server reads"
                         .into(),
                 remedy: "load the library at the source again with FUNCTION LOAD REPLACE, or delete it",
+                unsupported: true,
             }),
             Item::ModuleAux { module } => {
                 if !fed.module_data.contains(&module) {
@@ -200,6 +208,18 @@ pub(super) fn unwritten(db: u32, key: &[u8], reason: String) -> FailedKey {
         key: rdb::printable(key),
         reason,
         remedy: "delete or convert that key at the source, or use a destination that knows its type",
+        unsupported: false,
+    }
+}
+
+/// A key of which the destination can hold nothing, or all but the expiries of its fields.
+pub(super) fn unsupported(db: u32, key: &[u8], reason: String, only_expiries: bool) -> FailedKey {
+    let reason =
+        if only_expiries { format!("written without the expiries of its fields: {reason}") } else { reason };
+    FailedKey {
+        remedy: "delete or convert that key at the source, use a destination that knows its type, or set snapshot.on_unsupported = \"drop\" to leave it out",
+        unsupported: true,
+        ..unwritten(db, key, reason)
     }
 }
 

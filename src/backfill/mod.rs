@@ -72,6 +72,9 @@ pub struct LoadOptions {
     /// Go on over keys that cannot be written: they stand in the report. Otherwise the load reads to the end,
     /// and answers with an error that names them.
     pub skip_failed: bool,
+    /// What the destination has no command for is left out: it stands in the report, apart from what failed. A hash
+    /// whose fields expire is written without these expiries.
+    pub drop_unsupported: bool,
     /// Limits of speed, which may change while the load runs.
     pub throttle: Arc<Throttle>,
 }
@@ -87,6 +90,7 @@ impl LoadOptions {
             budget: 4 * 1024 * 1024,
             timeout: Duration::from_secs(60),
             skip_failed: false,
+            drop_unsupported: false,
             throttle: Arc::default(),
         }
     }
@@ -105,6 +109,10 @@ pub struct LoadReport {
     pub failed: Vec<FailedKey>,
     /// How many could not be written.
     pub failed_count: u64,
+    /// What was left out because the destination has no command for it; at most the first hundred.
+    pub dropped: Vec<FailedKey>,
+    /// How much that was.
+    pub dropped_count: u64,
     /// Function libraries loaded.
     pub functions: u64,
     /// Modules with data beside the keys, which no command can write.
@@ -133,9 +141,13 @@ pub async fn load<R: Read + Send + 'static>(
     let mut endpoint = options.to.clone();
     endpoint.db = 0;
     let mut client = Client::open(&endpoint, options.timeout).await?;
-    let plan = Arc::new(Plan::new(&Capabilities::probe(&mut client).await?, options.existing));
+    let plan = Arc::new(Plan::new(
+        &Capabilities::probe(&mut client).await?,
+        options.existing,
+        options.drop_unsupported,
+    ));
     let mut first = Some(client);
-    let failures = Arc::new(Failures::default());
+    let failures = Arc::new(Failures::new(options.drop_unsupported));
     // In KiB, so that the whole budget is a number of permits.
     let budget = Arc::new(Semaphore::new(options.budget.div_ceil(1024).max(256)));
     let mut tasks = JoinSet::new();
@@ -194,7 +206,8 @@ pub async fn load<R: Read + Send + 'static>(
     let fed =
         fed.await.map_err(|_| Error::new(Side::Gateway, "the thread that reads the snapshot broke"))??;
 
-    let (failed, failed_count) = failures.take();
+    let (failed, failed_count) = failures.take_failed();
+    let (dropped, dropped_count) = failures.take_dropped();
     let view = progress.view();
     let report = LoadReport {
         keys: view.keys_loaded,
@@ -202,6 +215,8 @@ pub async fn load<R: Read + Send + 'static>(
         own_keys: fed.own_keys,
         failed,
         failed_count,
+        dropped,
+        dropped_count,
         functions: fed.functions,
         module_data: fed.module_data,
         bytes: view.bytes_read,

@@ -103,6 +103,8 @@ pub struct FailedKey {
     pub reason: String,
     /// What a person can do.
     pub remedy: &'static str,
+    /// The destination has no command for it.
+    pub unsupported: bool,
 }
 
 impl fmt::Display for FailedKey {
@@ -113,26 +115,52 @@ impl fmt::Display for FailedKey {
 
 /// The keys that could not be written: all are counted, the first are remembered.
 #[derive(Debug, Default)]
-pub(super) struct Failures(Mutex<(Vec<FailedKey>, u64)>);
+pub(super) struct Failures {
+    drop_unsupported: bool,
+    failed: Mutex<(Vec<FailedKey>, u64)>,
+    dropped: Mutex<(Vec<FailedKey>, u64)>,
+}
 
 impl Failures {
     const REMEMBERED: usize = 100;
 
+    /// Where what is unsupported is dropped, it stands apart.
+    pub(super) fn new(drop_unsupported: bool) -> Self {
+        Self { drop_unsupported, ..Self::default() }
+    }
+
     pub(super) fn add(&self, failed: FailedKey) {
+        if self.drop_unsupported && failed.unsupported {
+            tracing::warn!(
+                key = failed.key,
+                db = failed.db,
+                reason = failed.reason,
+                "left out: the destination has no command for it"
+            );
+            return Self::remember(&self.dropped, failed);
+        }
         tracing::warn!(
             key = failed.key,
             db = failed.db,
             reason = failed.reason,
             "a key of the snapshot could not be written"
         );
-        let mut all = self.0.lock();
+        Self::remember(&self.failed, failed);
+    }
+
+    fn remember(all: &Mutex<(Vec<FailedKey>, u64)>, key: FailedKey) {
+        let mut all = all.lock();
         all.1 += 1;
         if all.0.len() < Self::REMEMBERED {
-            all.0.push(failed);
+            all.0.push(key);
         }
     }
 
-    pub(super) fn take(&self) -> (Vec<FailedKey>, u64) {
-        std::mem::take(&mut self.0.lock())
+    pub(super) fn take_failed(&self) -> (Vec<FailedKey>, u64) {
+        std::mem::take(&mut self.failed.lock())
+    }
+
+    pub(super) fn take_dropped(&self) -> (Vec<FailedKey>, u64) {
+        std::mem::take(&mut self.dropped.lock())
     }
 }

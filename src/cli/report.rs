@@ -146,6 +146,11 @@ pub(super) fn status(status: &Status) -> String {
     let loading = status.phase == Phase::Snapshot;
     if loading || status.snapshot.keys_loaded > 0 {
         row("snapshot", snapshot(&status.snapshot, loading));
+        let dropped = &status.snapshot.dropped;
+        if dropped.count > 0 {
+            let more = if dropped.count > dropped.named.len() as u64 { "; …" } else { "" };
+            row("left out", format!("{}: {}{more}", output::count(dropped.count), dropped.named.join("; ")));
+        }
     }
     if !matches!(status.phase, Phase::Forwarding | Phase::Finished) {
         let way = match status.mirror.direction {
@@ -270,6 +275,7 @@ mod tests {
             bytes_read: 50,
             bytes_expected: 0,
             seconds: 10.0,
+            ..Snapshot::default()
         };
         let progress = progress(&half);
         assert_eq!(progress.fraction, Some(0.5));
@@ -335,6 +341,7 @@ mod tests {
             bytes_read: 1 << 20,
             bytes_expected: 0,
             seconds: 5.0,
+            ..Snapshot::default()
         };
         let text = status(&document);
         assert!(

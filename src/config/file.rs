@@ -288,12 +288,13 @@ pub enum OnError {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Snapshot {
     pub(super) on_existing_key: OnExistingKey,
+    pub(super) on_unsupported: OnUnsupported,
     pub(super) connections: u64,
 }
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { on_existing_key: OnExistingKey::Fail, connections: 2 }
+        Self { on_existing_key: OnExistingKey::Fail, on_unsupported: OnUnsupported::Fail, connections: 2 }
     }
 }
 
@@ -307,6 +308,17 @@ pub enum OnExistingKey {
     Keep,
     /// The source's value takes its place.
     Replace,
+}
+
+/// `snapshot.on_unsupported`: what happens to what the destination has no command for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnsupported {
+    /// The copy stops and names it.
+    #[default]
+    Fail,
+    /// It is left out, counted and named.
+    Drop,
 }
 
 /// `[throttle]`: limits a second, none where there is none.

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::is_loopback;
-pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey, Throttle};
+pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey, OnUnsupported, Throttle};
 
 use crate::server::{Endpoint, Secret};
 
@@ -133,6 +133,8 @@ pub struct Mirror {
 pub struct Snapshot {
     /// What happens when the destination holds a key already.
     pub on_existing_key: OnExistingKey,
+    /// What happens to what the destination has no command for.
+    pub on_unsupported: OnUnsupported,
     /// Connections to the destination for loading.
     pub connections: usize,
 }

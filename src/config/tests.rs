@@ -106,6 +106,11 @@ fn a_wrong_value_names_its_line_and_what_is_expected() {
         refusal("[cutover]\nmax_pause = 500\n"),
         "orders.toml:2: 'cutover.max_pause': '500' is no duration; write the unit too, as in \"500ms\", \"10s\" or \"12h\""
     );
+    let error = refusal("[snapshot]\non_unsupported = 'ignore'\n");
+    assert!(
+        error.starts_with("orders.toml:2: 'snapshot.on_unsupported': unknown variant `ignore`"),
+        "{error}"
+    );
     let error = refusal("[snapshot]\non_existing_key = 'overwrite'\n");
     assert!(
         error.starts_with("orders.toml:2: 'snapshot.on_existing_key': unknown variant `overwrite`"),

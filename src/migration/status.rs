@@ -180,8 +180,17 @@ pub struct Traffic {
     pub errors: u64,
 }
 
+/// What was left out because the destination is too old for it (`snapshot.on_unsupported = "drop"`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// How much.
+    pub count: u64,
+    /// The first of it, each with the reason.
+    pub named: Vec<String>,
+}
+
 /// Progress of the snapshot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Keys that the destination has confirmed.
     pub keys_loaded: u64,
@@ -193,6 +202,9 @@ pub struct Snapshot {
     pub bytes_expected: u64,
     /// Time spent on it so far, or in total once it is complete.
     pub seconds: f64,
+    /// What was left out, of the snapshot and of the stream behind it.
+    #[serde(default)]
+    pub dropped: Dropped,
 }
 
 /// Which way the mirror runs.
@@ -457,7 +469,8 @@ mod tests {
             "phase": "forwarding", "active": "source", "epoch": 0, "error": null, "rollback_safe": false,
             "clients": {"connected": 0, "pinned": 0},
             "traffic": {"commands": 0, "commands_per_second": 0.0, "errors": 0},
-            "snapshot": {"keys_loaded": 0, "keys_expected": 0, "bytes_read": 0, "bytes_expected": 0, "seconds": 0.0},
+            "snapshot": {"keys_loaded": 0, "keys_expected": 0, "bytes_read": 0, "bytes_expected": 0, "seconds": 0.0,
+                         "dropped": {"count": 0, "named": []}},
             "mirror": {"direction": "forward", "feed": "stream", "received_offset": 0, "applied_offset": 0,
                        "lag_bytes": 0, "lag_ms": 0.0, "commands_applied": 0, "conflicts": 0},
             "switches": [{"kind": "cutover", "outcome": "committed", "reason": null, "epoch": 1,

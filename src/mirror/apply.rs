@@ -20,7 +20,7 @@ use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
 use super::settle::{self, Sweep};
 use super::transform::{Dialect, Mode, Transform};
 use super::{Position, Request, SettleReport, Stage, Trouble};
-use crate::config::{OnConflict, OnError};
+use crate::config::{OnConflict, OnError, OnUnsupported};
 use crate::error::{Error, Result, Side};
 use crate::replication::{JournalReader, Link as ReceiverLink};
 use crate::server::Client;
@@ -92,7 +92,11 @@ impl Task {
             .iter()
             .map(|(key, value)| (key.clone().into_bytes(), value.clone()))
             .collect();
-        let transform = Transform::new(dialect, own);
+        let mut transform = Transform::new(dialect, own);
+        transform.leave_out(self.left_out.clone());
+        for text in self.notes.scripts()? {
+            transform.scripts().remember(text.into());
+        }
         let mut collector = Collector::new(position.offset, position.db, transform, self.options.batch);
         if self.each_by_itself {
             collector.join_nothing();
@@ -262,6 +266,14 @@ impl Task {
         let Some(batch) = flow.collector.take(true, |offset, db| self.mark_at(offset, db)) else {
             return Ok(Ok(()));
         };
+        let left_out = flow.collector.transform().take_left_out();
+        if left_out > 0 {
+            self.state.dropped.add(left_out, []);
+            self.notes.set_dropped(&self.state.dropped)?;
+        }
+        for (digest, text) in flow.collector.transform().scripts().take_fresh() {
+            self.notes.keep_script(&digest, &text)?;
+        }
         flow.pace.spend(batch.commands, batch.wire.len());
         flow.link.send(batch);
         flow.sent_at = Instant::now();
@@ -322,6 +334,19 @@ impl Task {
                 let failure = self.failure(&named, text, false);
                 self.state.conflicts += 1;
                 let mut failures = self.notes.failures()?.unwrap_or_default();
+                if self.options.on_unsupported == OnUnsupported::Drop && is_unknown(&failure.error) {
+                    tracing::warn!(
+                        command = failure.command,
+                        key = failure.key,
+                        "the destination does not know this command: it is left out from here on"
+                    );
+                    let names = [failure.to_error(side, 0).message];
+                    self.state.dropped.add(1, names);
+                    self.notes.set_dropped(&self.state.dropped)?;
+                    self.left_out.insert(named.name.to_ascii_lowercase().into_bytes());
+                    self.state.conflicts -= 1;
+                    return Ok(Some(Exit::Reopen));
+                }
                 let stop = self.options.on_error == OnError::Stop;
                 let error = failure.to_error(side, 0);
                 tracing::warn!(%error, "the destination refuses a command");
@@ -654,4 +679,10 @@ impl Task {
             );
         }
     }
+}
+
+/// Whether an answer says that the server has no such command.
+fn is_unknown(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.starts_with("err unknown command") || text.starts_with("err unknown subcommand")
 }

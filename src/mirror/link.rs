@@ -17,7 +17,7 @@ use super::position::{Direction, Mark, POSITION_KEY, lineage};
 use super::transform::Dialect;
 use crate::error::{Error, Result, Side};
 use crate::resp::value::Value;
-use crate::server::{Capabilities, Client, Endpoint, Stream};
+use crate::server::{Capabilities, Client, Endpoint, Flavour, Stream};
 
 /// What the position key holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,20 @@ pub async fn open(to: &Endpoint, id: &str, direction: Direction, timeout: Durati
         set_pxat: capabilities.at_least(6, 2),
         restore_absttl: capabilities.restore_absttl,
         pexpiretime: capabilities.pexpiretime,
+        rdb_version: capabilities.rdb_version,
+        create_consumer: capabilities.at_least(6, 2),
+        stream_counters: capabilities.at_least(7, 0),
+        hash_set_ex: match capabilities.flavour {
+            Flavour::Valkey => capabilities.version >= (9, 0, 0),
+            _ => capabilities.at_least(8, 0),
+        },
+        idempotence: capabilities.at_least(8, 6),
+        hash_field_expiry: match capabilities.flavour {
+            Flavour::Valkey => capabilities.version >= (9, 0, 0),
+            Flavour::Redict => false,
+            _ => capabilities.at_least(7, 4),
+        },
+        keep_ttl: capabilities.at_least(6, 0),
     };
     set_name(&mut first, &name).await?;
     let found = match first.command(&["GET", POSITION_KEY]).await? {

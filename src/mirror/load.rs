@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::notes::Dropped;
 use super::run::{End, Step, TICK, TIMEOUT, Task, refuse};
 use super::{POSITION_KEY, Position, Reach, SnapshotProgress, Stage};
 use crate::backfill::{self, LoadOptions, Progress};
-use crate::config::OnExistingKey;
+use crate::config::{OnExistingKey, OnUnsupported};
 use crate::error::Error;
 use crate::replication::{Link as ReceiverLink, SnapshotInfo};
 use crate::resp::value::Value;
@@ -144,6 +145,7 @@ impl Task {
             connections: self.options.load_connections,
             existing: self.options.on_existing_key,
             throttle: Arc::clone(&self.options.limits.snapshot),
+            drop_unsupported: self.options.on_unsupported == OnUnsupported::Drop,
             ..LoadOptions::new(self.options.to.clone())
         };
         let load = backfill::load(reader, options, Arc::clone(&progress), self.cancel.child_token());
@@ -169,7 +171,14 @@ impl Task {
             match outcome {
                 None => {}
                 Some(_) if self.cancel.is_cancelled() => return Err(End::Stopped),
-                Some(Ok(_)) => return Ok(()),
+                Some(Ok(report)) => {
+                    // Of an earlier load of the same data there is nothing left.
+                    let mut dropped = Dropped::default();
+                    dropped.add(report.dropped_count, report.dropped.iter().map(ToString::to_string));
+                    self.notes.set_dropped(&dropped)?;
+                    self.state.dropped = dropped;
+                    return Ok(());
+                }
                 Some(Err(error)) => return Err(error.into()),
             }
         }

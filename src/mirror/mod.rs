@@ -46,8 +46,10 @@ mod limits;
 pub mod link;
 mod load;
 pub mod notes;
+pub mod older;
 mod position;
 mod run;
+pub mod scripts;
 pub mod settle;
 mod standby;
 pub mod transform;
@@ -60,7 +62,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{OnConflict, OnError, OnExistingKey, Retry};
+use crate::config::{OnConflict, OnError, OnExistingKey, OnUnsupported, Retry};
 use crate::error::{Error, Result, Side};
 use crate::server::Endpoint;
 
@@ -85,6 +87,8 @@ pub struct MirrorOptions {
     pub start: Start,
     /// What happens to keys that the destination holds before the snapshot is loaded.
     pub on_existing_key: OnExistingKey,
+    /// What happens to what the destination has no command for.
+    pub on_unsupported: OnUnsupported,
     /// What happens when a command fails because the destination's data differs.
     pub on_conflict: OnConflict,
     /// What happens when a command fails for another reason.
@@ -120,6 +124,7 @@ impl MirrorOptions {
             id: id.to_owned(),
             start,
             on_existing_key: OnExistingKey::Fail,
+            on_unsupported: OnUnsupported::Fail,
             on_conflict: OnConflict::Stop,
             on_error: OnError::Stop,
             load_connections: 2,
@@ -230,6 +235,8 @@ pub struct MirrorState {
     pub conflicts: u64,
     /// How far the snapshot is.
     pub snapshot: SnapshotProgress,
+    /// What was left out because the destination has no command for it.
+    pub dropped: notes::Dropped,
     /// What is wrong.
     pub error: Option<Trouble>,
     /// Snapshots that the source made us take beyond the first.
@@ -249,6 +256,7 @@ impl MirrorState {
             commands_applied: 0,
             conflicts: 0,
             snapshot: SnapshotProgress::default(),
+            dropped: notes::Dropped::default(),
             error: None,
             full_resyncs: 0,
             settled: false,

@@ -4,6 +4,8 @@
 //! failure.json    the commands that the destination did not run, and whether somebody resolved that
 //! failures.log    those that were left out by policy, one JSON object a line
 //! begun           exists once the destination has borne our mark; holds the position that it began with
+//! dropped.json    what was left out because the destination has no command for it
+//! script-SHA1     the text of a script that the source sends by its digest
 //! padded          exists while every expiry on the destination is known to be padded
 //! ```
 //! Each file is replaced as a whole (written aside, synced, renamed), and so is what its absence means.
@@ -62,6 +64,26 @@ pub struct Failures {
     pub skip: bool,
 }
 
+/// What was left out because the destination has no command for it: all of it is counted, the first is named.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Keys, field expiries of keys, function libraries, and commands of the stream.
+    pub count: u64,
+    /// The first of it, each with the reason.
+    pub named: Vec<String>,
+}
+
+impl Dropped {
+    const NAMED: usize = 20;
+
+    /// Counts `count` more, of which these can be named.
+    pub fn add(&mut self, count: u64, names: impl IntoIterator<Item = String>) {
+        self.count += count;
+        let room = Self::NAMED.saturating_sub(self.named.len());
+        self.named.extend(names.into_iter().take(room));
+    }
+}
+
 /// The notes in one directory.
 #[derive(Debug, Clone)]
 pub struct Notes {
@@ -76,6 +98,32 @@ impl Notes {
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|cause| failed("cannot make the mirror's directory", cause))?;
         Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The texts of scripts that came in earlier runs.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn scripts(&self) -> Result<Vec<Vec<u8>>> {
+        let unreadable = |cause| failed("cannot read the scripts in the mirror's directory", cause);
+        let mut texts = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name();
+            let digest = name.to_str().and_then(|name| name.strip_prefix("script-"));
+            if digest.is_some_and(|digest| digest.len() == 40) {
+                texts.push(fs::read(entry.path()).map_err(unreadable)?);
+            }
+        }
+        Ok(texts)
+    }
+
+    /// Keeps the text of a script.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn keep_script(&self, digest: &str, text: &[u8]) -> Result<()> {
+        self.put(&format!("script-{digest}"), Some(text))
     }
 
     /// The failures that stand.
@@ -100,6 +148,21 @@ impl Notes {
     pub fn set_failures(&self, failures: Option<&Failures>) -> Result<()> {
         let text = failures.map(|failures| serde_json::to_vec_pretty(failures).unwrap_or_default());
         self.put("failure.json", text.as_deref())
+    }
+
+    /// What was left out in earlier runs.
+    pub fn dropped(&self) -> Dropped {
+        // A count for people: one that cannot be read begins again.
+        let text = fs::read(self.dir.join("dropped.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Records what was left out.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn set_dropped(&self, dropped: &Dropped) -> Result<()> {
+        self.put("dropped.json", Some(&serde_json::to_vec_pretty(dropped).unwrap_or_default()))
     }
 
     /// Resolves the failures that stand: their commands are left out.

@@ -14,6 +14,7 @@
 //! A source that no longer has what we lack makes us take a new snapshot. Then the destination is emptied first, since it
 //! may hold keys that are gone; with `on_existing_key = "keep"` it is not, and such keys stay.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -100,6 +101,8 @@ pub(super) struct Task {
     hurry: Arc<AtomicBool>,
     /// The destination refused what was joined from several commands.
     pub(super) each_by_itself: bool,
+    /// Commands that the destination does not know, and that are left out, in lower case.
+    pub(super) left_out: HashSet<Vec<u8>>,
     /// The offset that the destination holds: for the source's ACK, and for whoever waits.
     pub(super) applied: watch::Sender<u64>,
     publish: watch::Sender<MirrorState>,
@@ -150,7 +153,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
     };
     let Some((notes, journal)) = opened else { return };
     let Ends { publish, applied, requests, paused, going, cancel } = ends;
-    let state = publish.borrow().clone();
+    let state = MirrorState { dropped: notes.dropped(), ..publish.borrow().clone() };
     let mut task = Task {
         options,
         notes,
@@ -158,6 +161,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         receiver: None,
         hurry: Arc::default(),
         each_by_itself: false,
+        left_out: HashSet::new(),
         applied,
         publish,
         state,

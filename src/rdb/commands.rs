@@ -47,6 +47,8 @@ pub struct Dialect {
     pub redis_8_8: bool,
     /// XGROUP CREATE … ENTRIESREAD and XSETID … ENTRIESADDED … MAXDELETEDID: 7.0.
     pub stream_counters: bool,
+    /// Where fields cannot expire, a hash is written without their expiries; otherwise it is an error of the key.
+    pub lose_field_expiry: bool,
 }
 
 impl Default for Dialect {
@@ -59,6 +61,7 @@ impl Default for Dialect {
             idempotence: true,
             redis_8_8: true,
             stream_counters: true,
+            lose_field_expiry: false,
         }
     }
 }
@@ -373,16 +376,21 @@ enum Expiries {
 struct FieldExpiries<'a> {
     key: &'a [u8],
     known: bool,
+    lose: bool,
     pending: Vec<(Vec<u8>, u64)>,
 }
 
 impl<'a> FieldExpiries<'a> {
     fn new(key: &'a [u8], dialect: &Dialect) -> Self {
-        Self { key, known: dialect.hash_field_expiry, pending: Vec::new() }
+        let (known, lose) = (dialect.hash_field_expiry, dialect.lose_field_expiry);
+        Self { key, known, lose, pending: Vec::new() }
     }
 
     fn add(&mut self, field: &[u8], at_ms: u64) -> Result<(), What> {
         if !self.known {
+            if self.lose {
+                return Ok(());
+            }
             return Err(What::NoCommand(
                 "fields of this hash expire, which the destination does not know (Redis 7.4 or Valkey 9.0 do)".into(),
             ));

@@ -13,6 +13,9 @@ use crate::resp::value::Value;
 use crate::resp::write;
 use crate::server::{Client, Endpoint, Stream, passes};
 
+/// The newest Valkey whose snapshots are read.
+const KNOWN_VALKEY: &str = "9.1.0";
+
 /// What to ask the source for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ask {
@@ -84,6 +87,9 @@ pub(super) async fn introduce(endpoint: &Endpoint, how: &Introduction) -> Result
     } else {
         client.call(&["REPLCONF", "capa", "psync2"]).await?;
     }
+    // Valkey 9.1 writes RDB 11 to replicas that do not say their version, and no snapshot at all when it holds something
+    // that came after it. Others do not know this.
+    client.call(&["REPLCONF", "version", KNOWN_VALKEY]).await?;
     let empty_snapshot =
         how.empty_snapshot && client.call(&["REPLCONF", "rdb-filter-only", ""]).await?.is_ok();
     let (stream, input) = client.into_parts();

@@ -50,6 +50,7 @@ fn dialect(name: &str) -> Dialect {
         redis_8_8: name == "redis-8.10",
         create_consumer: !matches!(name, "redis-5.0" | "redis-6.0"),
         stream_counters: !matches!(name, "redis-5.0" | "redis-6.0" | "redis-6.2"),
+        lose_field_expiry: false,
     }
 }
 

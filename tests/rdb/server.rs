@@ -36,6 +36,8 @@ impl Server {
             .arg(folder.path().join("s"))
             .arg("--dir")
             .arg(folder.path())
+            .arg("--logfile")
+            .arg(folder.path().join("log"))
             .args(args)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -68,6 +70,18 @@ impl Server {
 
     pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint::parse(Side::Destination, &format!("unix://{}", self.socket().display())).unwrap()
+    }
+
+    /// What it logged.
+    #[allow(dead_code, reason = "one of the two test binaries uses it")]
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Its URL for a gateway.
+    #[allow(dead_code, reason = "one of the two test binaries uses it")]
+    pub(crate) fn url(&self) -> String {
+        format!("unix://{}", self.socket().display())
     }
 
     /// Has it written to disk, and answers the file.
@@ -153,23 +167,26 @@ pub(crate) struct Look {
     pub(crate) expiry: i64,
 }
 
-/// Everything in these dbs.
+/// Everything in these dbs, a gateway's own keys apart.
 pub(crate) fn look(connection: &mut Connection, dbs: &[u32]) -> BTreeMap<(u32, Vec<u8>), Look> {
     let mut found = BTreeMap::new();
     for db in dbs {
         connection.must(&["SELECT", &db.to_string()]);
         let keys = list(connection.must(&["KEYS", "*"]));
-        for key in keys {
-            let looks = look_at(connection, &key);
-            found.insert((*db, key), looks);
+        for key in keys.into_iter().filter(|key| !key.starts_with(b"crossfade:")) {
+            // One that expired since KEYS is none.
+            if let Some(looks) = look_at(connection, &key) {
+                found.insert((*db, key), looks);
+            }
         }
     }
     found
 }
 
-fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
+fn look_at(connection: &mut Connection, key: &[u8]) -> Option<Look> {
     let kind = text(&connection.must(&[b"TYPE", key]));
     let value = match kind.as_str() {
+        "none" => return None,
         "string" => short(&bytes(connection.must(&[b"GET", key]))),
         "list" => {
             let items: Vec<String> = list(connection.must(&[b"LRANGE", key, b"0", b"-1"]))
@@ -186,13 +203,17 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
         }
         "hash" => {
             let all = list(connection.must(&[b"HGETALL", key]));
+            if all.is_empty() {
+                return None; // all of its fields have expired, and nobody has removed it yet
+            }
             let mut items: Vec<String> = all
                 .chunks(2)
                 .map(|pair| {
                     let expiry = match connection.call(&[b"HPEXPIRETIME", key, b"FIELDS", b"1", &pair[0]]) {
-                        Value::Array(at) => text(&at[0]),
-                        _ => "-1".into(),
+                        Value::Array(at) => at[0].as_i64().unwrap_or(-1),
+                        _ => -1,
                     };
+                    let expiry = if expiry > 0 { true_expiry(expiry as u64) as i64 } else { expiry };
                     format!("{}={} ({expiry})", short(&pair[0]), short(&pair[1]))
                 })
                 .collect();
@@ -225,6 +246,18 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
             let scanned = flat(&connection.must(&[&b"ARSCAN"[..], key, b"0", b"200000000000"]));
             format!("{scanned:?} {told:?}")
         }
+        "vectorset" => {
+            let mut items: Vec<String> = list(connection.must(&[&b"VRANDMEMBER"[..], key, b"1000000"]))
+                .iter()
+                .map(|item| {
+                    let vector = flat(&connection.must(&[&b"VEMB"[..], key, item]));
+                    let attributes = text(&connection.must(&[&b"VGETATTR"[..], key, item]));
+                    format!("{}={vector:?} {attributes}", short(item))
+                })
+                .collect();
+            items.sort();
+            items.join(",")
+        }
         other => panic!("a key of type {other}"),
     };
     let expiry = match connection.call(&[b"PEXPIRETIME", key]) {
@@ -235,7 +268,7 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Look {
         },
     };
     let expiry = if expiry > 0 { true_expiry(expiry as u64) as i64 } else { expiry };
-    Look { value: format!("{kind}: {value}"), expiry }
+    Some(Look { value: format!("{kind}: {value}"), expiry })
 }
 
 pub(crate) fn now_ms() -> i64 {

@@ -3,8 +3,9 @@
 use super::facts::{BufferLimit, Facts, Gateway, Server};
 use crate::Side;
 use crate::config::units::{about, show_duration};
-use crate::config::{Config, OnExistingKey};
+use crate::config::{Config, OnExistingKey, OnUnsupported};
 use crate::migration::status::Finding;
+use crate::server::{Capabilities, Flavour};
 
 const MIB: u64 = 1 << 20;
 
@@ -36,7 +37,7 @@ pub(super) fn assess(facts: &Facts, config: &Config) -> Vec<Finding> {
         )),
     }
     if let (Ok(source), Some(Ok(destination))) = (&facts.source, &facts.destination) {
-        together(source, destination, &mut all);
+        together(source, destination, config.snapshot.on_unsupported, &mut all);
     }
     machine(&facts.gateway, facts.source.as_ref().ok(), config, &mut all);
     all
@@ -244,7 +245,23 @@ fn as_destination(destination: &Server, policy: OnExistingKey, all: &mut Vec<Fin
     }
 }
 
-fn together(source: &Server, destination: &Server, all: &mut Vec<Finding>) {
+/// What the source may hold and the destination has no command for.
+fn lacking(from: &Capabilities, to: &Capabilities) -> Vec<&'static str> {
+    let redis = |of: &Capabilities, since| of.flavour == Flavour::Redis && of.compatible >= since;
+    let fields = |of: &Capabilities| {
+        redis(of, (7, 4, 0)) || (of.flavour == Flavour::Valkey && of.version >= (9, 0, 0))
+    };
+    let features = [
+        ("streams (5.0)", from.at_least(5, 0), to.at_least(5, 0)),
+        ("functions (7.0)", from.functions, to.functions),
+        ("expiries of hash fields (Redis 7.4, Valkey 9.0)", fields(from), fields(to)),
+        ("vector sets (Redis 8.0)", redis(from, (8, 0, 0)), redis(to, (8, 0, 0))),
+        ("arrays (Redis 8.8)", redis(from, (8, 8, 0)), redis(to, (8, 8, 0))),
+    ];
+    features.into_iter().filter(|(_, has, knows)| *has && !knows).map(|(name, ..)| name).collect()
+}
+
+fn together(source: &Server, destination: &Server, policy: OnUnsupported, all: &mut Vec<Finding>) {
     let side = Side::Destination;
     let needed = source.used_memory;
     let room = [("maxmemory", destination.maxmemory), ("the machine's memory", destination.machine_memory)];
@@ -264,15 +281,24 @@ fn together(source: &Server, destination: &Server, all: &mut Vec<Finding>) {
                 "it is older than the source: it reads RDB up to version {}, the source writes {}",
                 to.rdb_version, from.rdb_version
             ),
-            "keys that use a newer feature are written with commands, and refused if there is none",
+            "values in newer encodings are written with commands that it knows",
         ));
     }
-    if from.functions && !to.functions {
-        all.push(Finding::warn(
-            side,
-            "it knows no functions (7.0)",
-            "make sure that no application uses FUNCTION",
-        ));
+    let lacking = lacking(from, to);
+    if !lacking.is_empty() {
+        let what = format!("it does not know {}", lacking.join(", "));
+        all.push(match policy {
+            OnUnsupported::Fail => Finding::warn(
+                side,
+                format!("{what}: the copy stops where the source uses that"),
+                "make sure that no application does, or set snapshot.on_unsupported = \"drop\" to leave it out",
+            ),
+            OnUnsupported::Drop => Finding::warn(
+                side,
+                format!("{what}: what the source holds of that is left out (snapshot.on_unsupported)"),
+                "`crossfade status` counts and names it",
+            ),
+        });
     }
     let missing: Vec<_> =
         source.modules.iter().filter(|name| !destination.modules.contains(name)).cloned().collect();
@@ -476,6 +502,7 @@ mod tests {
         only(&after(|_, d, _| d.maxmemory = 110 * MIB), Warn, Destination, "maxmemory is 110 MiB");
         only(&after(|_, d, _| d.machine_memory = MIB), Error, Destination, "the machine's memory");
         only(&after(|s, _, _| s.capabilities.rdb_version = 12), Warn, Destination, "older than the source");
+        only(&after(|_, d, _| d.capabilities.functions = false), Warn, Destination, "functions (7.0)");
         only(&after(|s, _, _| s.modules.push("search".into())), Warn, Destination, "search");
         only(
             &after(|s, _, _| s.keyspace.push(Keyspace { db: 16, keys: 1, expires: 0 })),

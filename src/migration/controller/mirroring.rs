@@ -51,6 +51,7 @@ impl Controller {
         let mut options =
             MirrorOptions::new(from, to, direction, store.journal_dir(epoch, active), &self.record.id, start);
         options.on_existing_key = self.config.snapshot.on_existing_key;
+        options.on_unsupported = self.config.snapshot.on_unsupported;
         options.on_conflict = self.config.mirror.on_conflict;
         options.on_error = self.config.mirror.on_error;
         options.load_connections = self.config.snapshot.connections;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Controller;
 use crate::migration::status::{
-    ActiveSide, Clients, ErrorInfo, MirrorDirection, MirrorStatus, Snapshot, Status, Traffic,
+    ActiveSide, Clients, Dropped, ErrorInfo, MirrorDirection, MirrorStatus, Snapshot, Status, Traffic,
 };
 use crate::mirror::Stage;
 
@@ -39,6 +39,10 @@ impl Controller {
             self.snapshot = state.snapshot;
         }
         let snapshot = self.snapshot;
+        let dropped = state
+            .as_ref()
+            .map(|state| Dropped { count: state.dropped.count, named: state.dropped.named.clone() });
+        let dropped = dropped.unwrap_or_default();
         let feed = state.map(|state| MirrorStatus {
             received_offset: state.received,
             applied_offset: state.applied,
@@ -70,6 +74,7 @@ impl Controller {
                 bytes_read: snapshot.bytes_read,
                 bytes_expected: snapshot.bytes_expected,
                 seconds: snapshot.seconds,
+                dropped,
             },
             mirror: MirrorStatus {
                 direction: match active {

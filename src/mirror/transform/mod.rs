@@ -9,19 +9,22 @@
 //!   ones count from the time of arrival (Redis before 7.0 sends EXPIRE, SETEX and SET EX as relative times;
 //!   `expire.c` and `t_string.c` of 7.0 made them absolute). NX, XX, GT and LT are dropped on the way: a
 //!   source only sends what took effect, and against padded expiries the comparison would go wrong.
-//! * Hash-field expiries become absolute; they are not padded.
+//! * Hash-field expiries become absolute; they are not padded, and keep NX, XX, GT and LT, which decide field by field.
 //! * FLUSHALL, FLUSHDB and SWAPDB would take the gateway's own keys along: these are put back in the same
 //!   transaction.
 //!
 //! While expiries are being made exact ([`Mode::Settling`]), a new expiry that is far enough away is written
 //! exact, and a near one is written padded and its key remembered.
 //!
-//! Not seen: expiries inside scripts that a source before 5.0 sends as EVAL.
+//! Scripts that a source before 5.0 sends as text: see [`super::scripts`].
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::decode::Command;
 use super::expiry::padded;
+use super::older::{self, Payload};
+use super::scripts::{self, Scripts};
 use crate::resp::write;
 
 /// What keys of a gateway begin with.
@@ -36,13 +39,41 @@ pub struct Dialect {
     pub restore_absttl: bool,
     /// PEXPIRETIME (7.0).
     pub pexpiretime: bool,
+    /// The highest RDB version that its RESTORE reads.
+    pub rdb_version: u32,
+    /// XGROUP CREATECONSUMER (6.2).
+    pub create_consumer: bool,
+    /// ENTRIESREAD, ENTRIESADDED and MAXDELETEDID (7.0).
+    pub stream_counters: bool,
+    /// HSETEX (Redis 8.0, Valkey 9.0).
+    pub hash_set_ex: bool,
+    /// XIDMPRECORD (8.6).
+    pub idempotence: bool,
+    /// HPEXPIREAT (Redis 7.4, Valkey 9.0).
+    pub hash_field_expiry: bool,
+    /// SET with KEEPTTL (6.0).
+    pub keep_ttl: bool,
 }
 
 impl Dialect {
     /// What a Redis of this version understands (Valkey and Redict count on from 7.2).
     pub fn of_version(major: u16, minor: u16) -> Self {
         let at_least = |version: (u16, u16)| (major, minor) >= version;
-        Self { set_pxat: at_least((6, 2)), restore_absttl: at_least((5, 0)), pexpiretime: at_least((7, 0)) }
+        let reads =
+            [(8, 8, 15), (8, 6, 13), (7, 4, 12), (7, 2, 11), (7, 0, 10), (5, 0, 9), (4, 0, 8), (3, 2, 7)];
+        let read = reads.into_iter().find(|(major, minor, _)| at_least((*major, *minor)));
+        Self {
+            set_pxat: at_least((6, 2)),
+            restore_absttl: at_least((5, 0)),
+            pexpiretime: at_least((7, 0)),
+            rdb_version: read.map_or(6, |(.., version)| version),
+            create_consumer: at_least((6, 2)),
+            stream_counters: at_least((7, 0)),
+            hash_set_ex: at_least((8, 0)),
+            idempotence: at_least((8, 6)),
+            hash_field_expiry: at_least((7, 4)),
+            keep_ttl: at_least((6, 0)),
+        }
     }
 }
 
@@ -122,12 +153,18 @@ pub enum Class {
     Carry,
     /// MOVE: an expiry travels to another db.
     Move,
+    /// EVAL, EVALSHA.
+    Evaluate,
+    /// SCRIPT.
+    Script,
     /// FLUSHALL.
     FlushAll,
     /// FLUSHDB.
     FlushDb,
     /// SWAPDB.
     SwapDb,
+    /// See [`super::older`].
+    Older,
     /// Anything else.
     Other,
 }
@@ -192,6 +229,8 @@ pub fn classify(name: &[u8]) -> Class {
         b"hgetex" => Class::FieldGetEx,
         b"rename" | b"renamenx" | b"copy" => Class::Carry,
         b"move" => Class::Move,
+        b"eval" | b"evalsha" => Class::Evaluate,
+        b"script" => Class::Script,
         b"flushall" => Class::FlushAll,
         b"flushdb" => Class::FlushDb,
         b"swapdb" => Class::SwapDb,
@@ -220,6 +259,10 @@ pub struct Transform {
     near: HashSet<Place>,
     /// Exact keys that come due soon.
     soon: HashSet<Place>,
+    scripts: Scripts,
+    /// Names of commands that the destination does not know, and how many of them came.
+    left_out: HashSet<Vec<u8>>,
+    left_out_count: AtomicU64,
 }
 
 impl Transform {
@@ -233,6 +276,9 @@ impl Transform {
             wiped: false,
             near: HashSet::new(),
             soon: HashSet::new(),
+            scripts: Scripts::default(),
+            left_out: HashSet::new(),
+            left_out_count: AtomicU64::new(0),
         }
     }
 
@@ -266,6 +312,21 @@ impl Transform {
         &mut self.soon
     }
 
+    /// Commands of these names, in lower case, are not passed on.
+    pub fn leave_out(&mut self, names: HashSet<Vec<u8>>) {
+        self.left_out = names;
+    }
+
+    /// How many commands were left out since the last call.
+    pub fn take_left_out(&mut self) -> u64 {
+        self.left_out_count.swap(0, Relaxed)
+    }
+
+    /// The scripts that came as text.
+    pub fn scripts(&mut self) -> &mut Scripts {
+        &mut self.scripts
+    }
+
     /// What to store for a key of `db` that expires at `at_ms`.
     fn store(&mut self, db: u32, key: &[u8], at_ms: u64) -> u64 {
         let Mode::Settling { window_ms } = self.mode else {
@@ -288,11 +349,18 @@ impl Transform {
         if class == Class::Idle {
             return Plan::Skip;
         }
+        if !self.left_out.is_empty() && self.left_out.contains(&command.name().to_ascii_lowercase()) {
+            self.left_out_count.fetch_add(1, Relaxed);
+            return Plan::Skip;
+        }
         let mut args = command.args();
         args.next();
         match class {
             Class::Other => match args.next() {
                 Some(key) if is_own(key) => Plan::Skip,
+                _ if older::concerns(command.name(), command.args().skip(1), &self.dialect) => {
+                    Plan::Rewrite(Class::Older)
+                }
                 _ => Plan::Raw,
             },
             Class::Publish => Plan::Raw,
@@ -315,7 +383,12 @@ impl Transform {
                     (false, _) => Plan::Raw,
                 }
             }
-            Class::FlushAll | Class::FlushDb | Class::SwapDb | Class::MultiSetEx => Plan::Rewrite(class),
+            Class::FlushAll
+            | Class::FlushDb
+            | Class::SwapDb
+            | Class::MultiSetEx
+            | Class::Evaluate
+            | Class::Script => Plan::Rewrite(class),
             _ => match args.next() {
                 Some(key) if is_own(key) => Plan::Skip,
                 _ if class == Class::Set && command.argc() <= 3 => Plan::Raw,
@@ -363,6 +436,11 @@ impl Transform {
             }
             Class::Set => {
                 let [_, key, value, options @ ..] = args else { return None };
+                if !self.dialect.keep_ttl && options.iter().any(|word| word.eq_ignore_ascii_case(b"KEEPTTL"))
+                {
+                    write::command(out, &[b"EVAL", older::SET_KEEPTTL.as_bytes(), b"1", key, value]);
+                    return Some(1);
+                }
                 let options = Options::read(options, arrived_ms)?;
                 let at = options.at?;
                 Some(self.set(db, key, value, at, out))
@@ -413,7 +491,16 @@ impl Transform {
             Class::FieldSetEx => {
                 let [name, key, rest @ ..] = args else { return None };
                 let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
-                let at = Options::read(&rest[..fields], arrived_ms)?.at?;
+                let Some(at) = Options::read(&rest[..fields], arrived_ms).and_then(|options| options.at)
+                else {
+                    if self.dialect.hash_set_ex {
+                        return None;
+                    }
+                    let mut words = vec![&b"HSET"[..], *key];
+                    words.extend_from_slice(rest.get(fields + 2..)?);
+                    write::command(out, &words);
+                    return Some(1);
+                };
                 let at = at.to_string();
                 let mut words = vec![*name, *key, b"PXAT", at.as_bytes()];
                 words.extend_from_slice(&rest[fields..]);
@@ -451,6 +538,17 @@ impl Transform {
                 self.near.insert((target, (*args.get(1)?).into()));
                 None
             }
+            Class::Evaluate => {
+                if self.mode != Mode::Padded {
+                    self.near.extend(scripts::declared(args).into_iter().map(|key| (db, key.into())));
+                }
+                self.scripts.evaluate(args, arrived_ms, out)
+            }
+            Class::Older => older::write(args, &self.dialect, out),
+            Class::Script => {
+                self.scripts.script(args);
+                None
+            }
             Class::FlushAll => {
                 self.wiped = true;
                 None
@@ -483,11 +581,34 @@ impl Transform {
     }
 
     fn restore(&mut self, db: u32, args: &[&[u8]], arrived_ms: u64, out: &mut Vec<u8>) -> Option<u32> {
-        let [_, key, ttl, payload, options @ ..] = args else { return None };
-        let ttl = u64::try_from(int(ttl)?).ok()?;
-        if ttl == 0 {
-            return None;
+        let [name, key, ttl, payload, options @ ..] = args else { return None };
+        let ttl_ms = u64::try_from(int(ttl)?).ok()?;
+        let stamped;
+        let payload = match older::value(key, payload, &self.dialect) {
+            Payload::Same if ttl_ms == 0 => return None,
+            Payload::Same => payload,
+            Payload::Stamped(payload) => {
+                stamped = payload;
+                &&stamped[..]
+            }
+            Payload::Commands(commands, count) => {
+                write::command(out, &[&b"DEL"[..], *key]);
+                out.extend_from_slice(&commands);
+                if ttl_ms > 0 {
+                    let absolute = options.iter().any(|word| word.eq_ignore_ascii_case(b"ABSTTL"));
+                    let at = if absolute { ttl_ms } else { arrived_ms.checked_add(ttl_ms)? };
+                    self.pexpireat(db, key, at, out);
+                }
+                return Some(1 + count + u32::from(ttl_ms > 0));
+            }
+        };
+        if ttl_ms == 0 {
+            let mut words = vec![*name, *key, *ttl, *payload];
+            words.extend_from_slice(options);
+            write::command(out, &words);
+            return Some(1);
         }
+        let ttl = ttl_ms;
         let is_absolute = |word: &[u8]| word.eq_ignore_ascii_case(b"ABSTTL");
         let at =
             if options.iter().any(|word| is_absolute(word)) { ttl } else { arrived_ms.checked_add(ttl)? };
@@ -556,12 +677,12 @@ fn int(word: &[u8]) -> Option<i64> {
     std::str::from_utf8(word).ok()?.parse().ok()
 }
 
-/// `rest`: an optional flag, then FIELDS, the count, and the fields.
+/// `rest`: an optional flag, then FIELDS, the count, and the fields. The flag stays: of several fields the source may
+/// have changed only some.
 fn fields_pexpireat(key: &[u8], at_ms: u64, rest: &[&[u8]], out: &mut Vec<u8>) -> Option<u32> {
-    let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
     let mut number = itoa::Buffer::new();
     let mut words = vec![&b"HPEXPIREAT"[..], key, number.format(at_ms).as_bytes()];
-    words.extend_from_slice(&rest[fields..]);
+    words.extend_from_slice(rest);
     write::command(out, &words);
     Some(1)
 }

@@ -3,7 +3,6 @@ use crate::mirror::expiry::PAD_MS;
 use crate::resp::scan::{CommandScanner, Limits};
 
 const NOW: u64 = 1_790_000_000_000;
-const MODERN: Dialect = Dialect { set_pxat: true, restore_absttl: true, pexpiretime: true };
 
 fn encode(line: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -59,7 +58,7 @@ fn what_becomes_of_commands() {
         same("set k v bogus 1 PX 5000"),
         same("SET k v PX x"),
         same("INCR k"),
-        same("EVAL return_1 1 crossfade:x"),
+        same("EVALSHA unknown 1 k"),
         same("PUBLISH crossfade:x hello"),
         same("DEL a b"),
         same("RESTORE k 0 payload REPLACE"),
@@ -93,9 +92,9 @@ fn what_becomes_of_commands() {
         into("PEXPIREAT k 9000000000000000000", "PEXPIREAT k 9000000000000000000".into()),
         into("RESTORE k 5000 payload REPLACE", format!("RESTORE k {in_5s} payload REPLACE ABSTTL")),
         into("RESTORE k 1800000000000 p absttl FREQ 3", format!("RESTORE k {at} p FREQ 3 ABSTTL")),
-        into("HEXPIRE k 5 NX FIELDS 2 a b", format!("HPEXPIREAT k {} FIELDS 2 a b", NOW + 5000)),
+        into("HEXPIRE k 5 NX FIELDS 2 a b", format!("HPEXPIREAT k {} NX FIELDS 2 a b", NOW + 5000)),
         into("HPEXPIRE k 5000 FIELDS 1 a", format!("HPEXPIREAT k {} FIELDS 1 a", NOW + 5000)),
-        into("HEXPIREAT k 1800000000 GT FIELDS 1 a", "HPEXPIREAT k 1800000000000 FIELDS 1 a".into()),
+        into("HEXPIREAT k 1800000000 GT FIELDS 1 a", "HPEXPIREAT k 1800000000000 GT FIELDS 1 a".into()),
         into("HPEXPIREAT k 1800000000000 FIELDS 1 a", "HPEXPIREAT k 1800000000000 FIELDS 1 a".into()),
         into("HSETEX k FNX EX 5 FIELDS 1 f v", format!("HSETEX k PXAT {} FIELDS 1 f v", NOW + 5000)),
         into("HGETEX k PX 5000 FIELDS 1 f", format!("HPEXPIREAT k {} FIELDS 1 f", NOW + 5000)),
@@ -112,7 +111,7 @@ fn what_becomes_of_commands() {
                 .to_vec(),
         ),
     ] {
-        assert_eq!(run(&mut fresh(MODERN), &line), Some(result), "{line}");
+        assert_eq!(run(&mut fresh(Dialect::of_version(8, 10)), &line), Some(result), "{line}");
     }
     for line in [
         "PING",
@@ -125,13 +124,13 @@ fn what_becomes_of_commands() {
         "UNLINK crossfade:a",
         "INCR crossfade:epoch",
     ] {
-        assert_eq!(run(&mut fresh(MODERN), line), None, "{line}");
+        assert_eq!(run(&mut fresh(Dialect::of_version(8, 10)), line), None, "{line}");
     }
 }
 
 #[test]
 fn an_old_destination_gets_what_it_understands() {
-    let mut old = fresh(Dialect { set_pxat: false, restore_absttl: false, pexpiretime: false });
+    let mut old = fresh(Dialect::of_version(4, 0));
     let in_5s = NOW + 5000 + PAD_MS;
     assert_eq!(
         run(&mut old, "SET k v EX 5 NX").unwrap(),
@@ -145,7 +144,7 @@ fn an_old_destination_gets_what_it_understands() {
 
 #[test]
 fn while_settling_far_expiries_are_exact_and_near_ones_are_remembered() {
-    let mut transform = fresh(MODERN);
+    let mut transform = fresh(Dialect::of_version(8, 10));
     transform.set_mode(Mode::Settling { window_ms: 10_000 });
     assert_eq!(
         run(&mut transform, "SET far v EX 3600").unwrap(),
@@ -184,7 +183,7 @@ fn what_takes_the_own_keys_away_is_noticed() {
         ("SWAPDB 4 0", 3, true),
         ("SWAPDB 4 5", 3, false),
     ] {
-        let mut transform = fresh(MODERN);
+        let mut transform = fresh(Dialect::of_version(8, 10));
         let bytes = encode(line);
         let command = Command::alone(&bytes, NOW);
         let Plan::Rewrite(class) = transform.plan(&command) else { panic!("{line}") };
@@ -193,7 +192,7 @@ fn what_takes_the_own_keys_away_is_noticed() {
         assert!(!transform.take_wiped());
     }
     let mut out = Vec::new();
-    assert_eq!(fresh(MODERN).put_back(&mut out), 1);
+    assert_eq!(fresh(Dialect::of_version(8, 10)).put_back(&mut out), 1);
     assert_eq!(lines(&out), ["SET crossfade:epoch 7"]);
 }
 
@@ -204,4 +203,24 @@ fn names_are_recognised_in_any_case_and_no_other_name_is() {
     for other in [&b"setrange"[..], b"s", b"HSET", b"hincrbyfloatxx", b"a-name-longer-than-any", b"\0\0\0"] {
         assert_eq!(classify(other), Class::Other, "{other:?}");
     }
+}
+
+#[test]
+fn commands_that_the_destination_does_not_know_are_left_out_and_counted() {
+    let mut transform = fresh(Dialect::of_version(8, 10));
+    transform.leave_out([b"vadd".to_vec()].into());
+    assert_eq!(run(&mut transform, "VADD k VALUES 1 1 e"), None);
+    assert_eq!(run(&mut transform, "SADD k e"), Some(vec!["SADD k e".into()]));
+    assert_eq!((transform.take_left_out(), transform.take_left_out()), (1, 0));
+}
+
+#[test]
+fn scripts_go_in_their_frame_with_the_time_of_arrival() {
+    let mut transform = fresh(Dialect::of_version(8, 10));
+    let lines = run(&mut transform, "EVAL return_1 1 k a").unwrap();
+    assert!(lines[0].starts_with("EVAL local at="), "{lines:?}");
+    assert!(lines[0].contains("return_1") && lines[0].ends_with(&format!(" 1 k a {NOW}")), "{lines:?}");
+    transform.set_mode(Mode::Settling { window_ms: 1000 });
+    run(&mut transform, "EVAL return_1 1 k a");
+    assert_eq!(transform.near().len(), 1);
 }
