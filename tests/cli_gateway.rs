@@ -10,6 +10,7 @@ use assert_cmd::Command;
 use crossfade::admin::{Admin, Answer, Control, Order};
 use crossfade::config::{self, Sources};
 use crossfade::migration::status::{Phase, Status, SwitchEntry, SwitchKind, SwitchOutcome, SwitchRequest};
+use crossfade::mirror::ThrottleRequest;
 use crossfade::{Error, Side};
 use serde_json::{Value as Json, json};
 use tokio::sync::watch;
@@ -55,6 +56,7 @@ impl Control for Script {
                     Ok(json!({"keys_a": 10, "keys_b": 9, "compared": 10, "difference_count": 1,
                     "differences": [{"db": 0, "key": "a", "kind": "missing-on-b", "what": "missing"}], "seconds": 0.1}))
                 }
+                Order::Throttle(_) => Ok(json!({"mirror_ops": "500/s", "snapshot_bytes": "off"})),
                 _ => Ok(serde_json::to_value(status).unwrap()),
             }
         })
@@ -222,8 +224,20 @@ fn refusals_and_servers_that_are_away() {
     ");
     let (code, document) = gateway.json(&["start"]);
     assert_eq!((code, &document["error"]["side"]), (3, &json!("destination")));
-    let (code, document) = gateway.json(&["throttle", "--mirror-ops", "500/s"]);
-    assert!(code == 1 && document["error"]["message"].as_str().unwrap().contains("not in this version"));
+}
+
+#[test]
+fn limits_are_sent_and_shown() {
+    let gateway = gateway(None);
+    let args = ["throttle", "--mirror-ops", "500/s", "--snapshot-bytes", "off"];
+    let (code, out, _) = gateway.run(&args);
+    assert_eq!((code, out.trim()), (0, "In force: mirror_ops 500/s, snapshot_bytes off."));
+    let asked = ThrottleRequest {
+        mirror_ops: Some(Some(500)),
+        snapshot_bytes: Some(None),
+        ..ThrottleRequest::default()
+    };
+    assert_eq!(gateway.script.orders.lock().unwrap().as_slice(), [Order::Throttle(asked)]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossfade::cli::demo::connection::Connection;
 use crossfade::cli::demo::servers::{Server, server_binary};
+use crossfade::config::OnExistingKey;
 use crossfade::mirror::{
     Direction, Mirror, MirrorOptions, MirrorState, POSITION_KEY, Position, Resolution, Stage, Start, expiry,
 };
@@ -437,6 +438,34 @@ async fn a_source_that_lost_its_backlog_makes_a_new_copy() {
     pair.same(true).await;
     assert_eq!(mirror.state().borrow().full_resyncs, 1);
     mirror.stop().await;
+}
+
+/// What the destination holds of its own must not go, and what was copied before must not be taken for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_copy_beside_keys_of_the_destination_stops() {
+    for policy in [OnExistingKey::Keep, OnExistingKey::Replace] {
+        let pair = Pair::start_with("", &["--repl-backlog-size", "16kb"], "", &[]).await;
+        pair.to.call(&["SET", "own", "1"]).await.unwrap();
+        pair.from.call(&["SET", "n", "1"]).await.unwrap();
+        let spawn = |start| {
+            let options = MirrorOptions { on_existing_key: policy, ..pair.options(start) };
+            Mirror::spawn(options, CancellationToken::new())
+        };
+        let mirror = spawn(Start::Snapshot);
+        live(&mirror).await;
+        mirror.stop().await;
+        let mut connection = pair.from.connect().await.unwrap();
+        connection.must(&["INCR", "n"]).await.unwrap();
+        for nth in 0..10 {
+            connection.must(&["SET", &format!("later:{nth}"), &"x".repeat(100_000)]).await.unwrap();
+        }
+        let mirror = spawn(Start::Resume);
+        let state = until(&mirror, "it stops", |state| state.stage == Stage::Failed).await;
+        let message = state.error.unwrap().message;
+        assert!(message.contains("keys of its own"), "{policy:?}: {message}");
+        assert_eq!(pair.to.call(&["GET", "own"]).await.unwrap().brief(), "1", "{policy:?}");
+        mirror.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,9 @@
 //! the same snapshot while the journal has it, or will have it, whole; else with the next one.
 //!
 //! Whatever is not the first snapshot loaded finds keys that may be gone from the source: the destination is emptied
-//! for it, in one transaction with the mark and the gateway's own keys, unless `on_existing_key = "keep"` forbids that.
+//! for it, in one transaction with the mark and the gateway's own keys. Where it was allowed to hold keys of its own
+//! (`on_existing_key` is not "fail") that would take them away, and keys that were copied earlier would be taken for such
+//! keys: there the mirror stops.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,12 +113,18 @@ impl Task {
         begun: Instant,
     ) -> Step<()> {
         let loading = self.mark_text(Reach::Loading { generation: info.generation });
-        if flush && self.options.on_existing_key == OnExistingKey::Keep {
-            tracing::warn!(
-                "a new snapshot is loaded over the old data: keys that are gone from the source stay"
-            );
+        if flush && self.options.on_existing_key != OnExistingKey::Fail {
+            return Err(Error::new(
+                self.options.from.side,
+                format!(
+                    "a new copy is needed, and the {} may hold keys of its own (snapshot.on_existing_key), which nothing tells from those that were copied",
+                    self.options.to.side
+                ),
+            )
+            .remedy("crossfade abort, put the destination into the state from which the copy is to begin, crossfade start")
+            .into());
         }
-        if flush && self.options.on_existing_key != OnExistingKey::Keep {
+        if flush {
             tracing::warn!(side = %self.options.to.side, "the source made us take a new snapshot: the destination is emptied for it");
             let mut out = Vec::new();
             write::command(&mut out, &["MULTI"]);

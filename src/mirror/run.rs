@@ -12,7 +12,7 @@
 //! any        of another migration                            error
 //! ```
 //! A source that no longer has what we lack makes us take a new snapshot. Then the destination is emptied first, since it
-//! may hold keys that are gone; with `on_existing_key = "keep"` it is not, and such keys stay.
+//! may hold keys that are gone; where it may hold keys of its own (`on_existing_key`) the mirror stops instead.
 
 use std::collections::HashSet;
 use std::sync::Arc;

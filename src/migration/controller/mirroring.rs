@@ -50,7 +50,10 @@ impl Controller {
         let (from, to) = (self.endpoint(active)?.clone(), self.endpoint(active.other())?.clone());
         let mut options =
             MirrorOptions::new(from, to, direction, store.journal_dir(epoch, active), &self.record.id, start);
-        options.on_existing_key = self.config.snapshot.on_existing_key;
+        // What the source holds was all its own, and came here: on the way back there is nothing to be kept.
+        if direction == Direction::Forward {
+            options.on_existing_key = self.config.snapshot.on_existing_key;
+        }
         options.on_unsupported = self.config.snapshot.on_unsupported;
         options.on_conflict = self.config.mirror.on_conflict;
         options.on_error = self.config.mirror.on_error;
