@@ -473,6 +473,7 @@ mod tests {
                          "dropped": {"count": 0, "named": []}},
             "mirror": {"direction": "forward", "feed": "stream", "received_offset": 0, "applied_offset": 0,
                        "lag_bytes": 0, "lag_ms": 0.0, "commands_applied": 0, "conflicts": 0},
+            "throttle": {"snapshot_bytes": "off", "snapshot_keys": "off", "mirror_ops": "off", "mirror_bytes": "off"},
             "switches": [{"kind": "cutover", "outcome": "committed", "reason": null, "epoch": 1,
                           "pause_ms": 0.0, "held_commands": 0, "max_hold_ms": 0.0,
                           "steps_ms": {"prepare": 0.0, "close_gate": 0.0, "drain_clients": 0.0, "fence": 0.0,

@@ -157,7 +157,7 @@ mod tests {
         let told = serde_json::to_string(&limits.status()).unwrap();
         assert_eq!(
             told,
-            r#"{"snapshot_bytes":"2000000/s","snapshot_keys":"off","mirror_ops":"500/s","mirror_bytes":"off"}"#
+            r#"{"snapshot_bytes":"2MB/s","snapshot_keys":"off","mirror_ops":"500/s","mirror_bytes":"off"}"#
         );
     }
 

@@ -12,7 +12,7 @@
 //! * no cache: the source sends EVALSHA once it has sent EVAL. Texts are kept here, so that a restart of the
 //!   destination or of the gateway does not lose them.
 //!
-//! So each goes as EVAL of its text inside a [frame](BEFORE) that stands in for `redis` and takes the time of arrival as
+//! So each goes as EVAL of its text inside a frame (`BEFORE`) that stands in for `redis` and takes the time of arrival as
 //! the last argument. The frame is the same for every call: a destination keeps one script for each of the source's.
 //!
 //! Not covered: keys that a script names by itself and gives an expiry while the expiries are being made exact.
