@@ -271,6 +271,10 @@ impl Task {
             self.state.dropped.add(left_out, []);
             self.notes.set_dropped(&self.state.dropped)?;
         }
+        // In this order: one that was forgotten may have come again.
+        for digest in flow.collector.transform().scripts().take_gone() {
+            self.notes.forget_script(&digest)?;
+        }
         for (digest, text) in flow.collector.transform().scripts().take_fresh() {
             self.notes.keep_script(&digest, &text)?;
         }

@@ -126,6 +126,14 @@ impl Notes {
         self.put(&format!("script-{digest}"), Some(text))
     }
 
+    /// Removes the text of a script.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn forget_script(&self, digest: &str) -> Result<()> {
+        self.put(&format!("script-{digest}"), None)
+    }
+
     /// The failures that stand.
     ///
     /// # Errors

@@ -53,17 +53,27 @@ const BEHIND: &str = concat!(
     "if string.find(why,word,1,true) then return raw.error_reply(why) end end end",
 );
 
+/// Texts that are kept, in bytes: those that were in use last. A source forgets after 10,000 what it has sent, and sends it anew.
+const KEPT: usize = 64 * 1024 * 1024;
+/// What an entry takes besides its text.
+const OVERHEAD: usize = 256;
+
 /// The scripts whose texts have come by.
 #[derive(Debug, Default)]
 pub struct Scripts {
-    texts: HashMap<String, Bytes>,
+    /// Used since the last change of generations, and how much that is.
+    young: HashMap<String, Bytes>,
+    bytes: usize,
+    /// Used in the generation before. When the next begins, what is still here is forgotten.
+    old: HashMap<String, Bytes>,
     fresh: Vec<(String, Bytes)>,
+    gone: Vec<String>,
 }
 
 impl Scripts {
     /// Knows a text from an earlier run.
     pub fn remember(&mut self, text: Bytes) {
-        self.texts.insert(sha1_hex(&text), text);
+        self.keep(sha1_hex(&text), text);
     }
 
     /// Texts that came since the last call, with their digests: to be kept on disk before what came with them is applied.
@@ -71,13 +81,38 @@ impl Scripts {
         std::mem::take(&mut self.fresh)
     }
 
+    /// Digests that are forgotten since the last call: their texts need not be kept on disk any more.
+    pub fn take_gone(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.gone)
+    }
+
     fn learn(&mut self, text: &[u8]) {
         let digest = sha1_hex(text);
-        if !self.texts.contains_key(&digest) {
+        if self.text(&digest).is_none() {
             let text = Bytes::copy_from_slice(text);
             self.fresh.push((digest.clone(), text.clone()));
-            self.texts.insert(digest, text);
+            self.keep(digest, text);
         }
+    }
+
+    fn keep(&mut self, digest: String, text: Bytes) {
+        self.bytes += text.len() + OVERHEAD;
+        self.young.insert(digest, text);
+        if self.bytes > KEPT / 2 {
+            let forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
+            self.gone.extend(forgotten.into_keys());
+            self.bytes = 0;
+        }
+    }
+
+    /// The text of a digest, which is in use by that.
+    fn text(&mut self, digest: &str) -> Option<Bytes> {
+        if let Some(text) = self.young.get(digest) {
+            return Some(text.clone());
+        }
+        let (digest, text) = self.old.remove_entry(digest)?;
+        self.keep(digest, text.clone());
+        Some(text)
     }
 
     /// Looks at a SCRIPT command, which goes as it is.
@@ -97,7 +132,7 @@ impl Scripts {
             Bytes::copy_from_slice(script)
         } else {
             let digest = std::str::from_utf8(script).ok()?.to_ascii_lowercase();
-            self.texts.get(&digest)?.clone()
+            self.text(&digest)?
         };
         let framed = [BEFORE.as_bytes(), &text, BEHIND.as_bytes()].concat();
         let mut number = itoa::Buffer::new();
@@ -172,6 +207,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_use_stays_and_the_rest_is_forgotten() {
+        let mut scripts = Scripts::default();
+        let mut known = std::collections::HashSet::new();
+        let used = sha1_hex(b"return 'used'");
+        scripts.learn(b"return 'used'");
+        for n in 0..200 {
+            scripts.learn(format!("return '{n}{}'", "x".repeat(KEPT / 100)).as_bytes());
+            assert!(scripts.text(&used).is_some());
+            known.extend(scripts.take_fresh().into_iter().map(|(digest, _)| digest));
+            for digest in scripts.take_gone() {
+                assert!(known.remove(&digest));
+            }
+            let held: usize = scripts.young.values().chain(scripts.old.values()).map(Bytes::len).sum();
+            assert!(held <= KEPT + KEPT / 50 && known.len() == scripts.young.len() + scripts.old.len());
+        }
+        assert!(known.len() < 110);
+    }
+
+    #[test]
     fn a_text_that_came_once_serves_its_digest_from_then_on() {
         let mut scripts = Scripts::default();
         let mut out = Vec::new();
@@ -184,6 +238,7 @@ mod tests {
         assert_eq!(out, first);
         assert_eq!(scripts.take_fresh(), vec![(sha.clone(), Bytes::from_static(b"return 1"))]);
         assert!(scripts.take_fresh().is_empty());
+        assert!(scripts.take_gone().is_empty());
         assert_eq!(declared(&by_digest), vec![b"k"]);
         assert_eq!(declared(&[b"EVAL", b"", b"x"]), Vec::<&[u8]>::new());
     }
