@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::{Status, SwitchEntry, SwitchRequest};
+use crate::config::Throttle;
 use crate::cutover::Plan;
 use crate::error::{Error, Result, Side};
-use crate::mirror::{Limits, ThrottleRequest, ThrottleStatus};
+use crate::mirror::{Limits, ThrottleRequest};
 use crate::verify;
 
 /// What came of a request to switch. As JSON: the entry, or the plan.
@@ -70,7 +71,7 @@ impl Handle {
     }
 
     /// Changes how fast the copy and the mirror may go, until the gateway ends; answers what is in force now.
-    pub fn throttle(&self, request: &ThrottleRequest) -> ThrottleStatus {
+    pub fn throttle(&self, request: &ThrottleRequest) -> Throttle {
         self.limits.change(request);
         self.limits.status()
     }

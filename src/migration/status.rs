@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::Side;
-use crate::mirror::ThrottleStatus;
+use crate::config::Throttle;
 
 /// Where the migration stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,7 +155,7 @@ pub struct Status {
     /// The feed and its lag.
     pub mirror: MirrorStatus,
     /// The limits in force.
-    pub throttle: ThrottleStatus,
+    pub throttle: Throttle,
     /// Every switch that was tried, oldest first.
     pub switches: Vec<SwitchEntry>,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 
 use crate::backfill;
@@ -39,24 +39,6 @@ pub struct ThrottleRequest {
     /// Bytes of these commands.
     #[serde(deserialize_with = "given")]
     pub mirror_bytes: Option<Option<u64>>,
-}
-
-/// The limits in force, as the API and the status show them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ThrottleStatus {
-    /// See [`ThrottleRequest`].
-    #[serde(with = "units::rate")]
-    pub snapshot_bytes: Option<u64>,
-    /// See [`ThrottleRequest`].
-    #[serde(with = "units::count_rate")]
-    pub snapshot_keys: Option<u64>,
-    /// See [`ThrottleRequest`].
-    #[serde(with = "units::count_rate")]
-    pub mirror_ops: Option<u64>,
-    /// See [`ThrottleRequest`].
-    #[serde(with = "units::rate")]
-    pub mirror_bytes: Option<u64>,
 }
 
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
@@ -92,9 +74,9 @@ impl Limits {
     }
 
     /// What is in force.
-    pub fn status(&self) -> ThrottleStatus {
+    pub fn status(&self) -> Throttle {
         let show = |limit: &AtomicU64| Some(limit.load(Ordering::Relaxed)).filter(|&rate| rate > 0);
-        ThrottleStatus {
+        Throttle {
             snapshot_bytes: show(&self.snapshot.bytes),
             snapshot_keys: show(&self.snapshot.keys),
             mirror_ops: show(&self.mirror_ops),

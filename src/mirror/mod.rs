@@ -67,7 +67,7 @@ use crate::error::{Error, Result, Side};
 use crate::server::Endpoint;
 
 pub use batch::BatchLimits;
-pub use limits::{Limits, ThrottleRequest, ThrottleStatus};
+pub use limits::{Limits, ThrottleRequest};
 pub use position::{Direction, Mark, POSITION_KEY, Position, Reach};
 
 /// What a mirror is to do.
