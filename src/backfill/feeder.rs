@@ -272,16 +272,16 @@ impl Lanes {
 
 /// Keeps the average speed under the limits. A pause earns no more than a tenth of a second, and a change of the limits counts
 /// at once for what is still to be waited.
-struct Pace {
-    limits: Arc<Throttle>,
+pub(super) struct Pace {
+    pub(super) limits: Arc<Throttle>,
     /// The moment up to which the allowance is used up.
-    since: Instant,
+    pub(super) since: Instant,
 }
 
 impl Pace {
     const STEP: Duration = Duration::from_millis(50);
 
-    fn wait(&mut self, bytes: usize, keys: u32, cancel: &CancellationToken) {
+    pub(super) fn wait(&mut self, bytes: usize, keys: u32, cancel: &CancellationToken) {
         let now = Instant::now();
         let credit = now.saturating_duration_since(self.since).min(Duration::from_millis(100));
         let mut paid = credit.as_secs_f64();

@@ -30,6 +30,7 @@
 mod connection;
 mod encoder;
 mod feeder;
+pub mod primary;
 mod progress;
 
 use std::io::Read;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::output;
 use crate::config::units;
 use crate::migration::status::{
-    ActiveSide, MirrorDirection, Phase, Snapshot, Status, SwitchEntry, SwitchKind, SwitchOutcome,
+    ActiveSide, MirrorDirection, Phase, Snapshot, Status, SwitchEntry, SwitchKind, SwitchOutcome, Travels,
 };
 
 /// What a phase means.
@@ -102,7 +102,15 @@ fn snapshot(snapshot: &Snapshot, running: bool) -> String {
         units::about(progress.bytes_per_second as u64)
     );
     if !running {
-        return format!("{keys}, {} in {:.1} s", units::about(snapshot.bytes_read), snapshot.seconds);
+        let how = match snapshot.method {
+            Travels::Commands => "by commands",
+            Travels::Replication => "as a replica",
+        };
+        return format!(
+            "{keys}, {} in {:.1} s, loaded {how}",
+            units::about(snapshot.bytes_read),
+            snapshot.seconds
+        );
     }
     let mut out = String::new();
     if let Some(fraction) = progress.fraction {

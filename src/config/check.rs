@@ -78,6 +78,7 @@ pub(super) fn check(file: File) -> Result<Config> {
         snapshot: Snapshot {
             on_existing_key: file.snapshot.on_existing_key,
             on_unsupported: file.snapshot.on_unsupported,
+            method: file.snapshot.method,
             connections: within("snapshot.connections", file.snapshot.connections, 1, 64)?,
         },
         throttle: file.throttle,

@@ -289,12 +289,18 @@ pub enum OnError {
 pub(super) struct Snapshot {
     pub(super) on_existing_key: OnExistingKey,
     pub(super) on_unsupported: OnUnsupported,
+    pub(super) method: SnapshotMethod,
     pub(super) connections: u64,
 }
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { on_existing_key: OnExistingKey::Fail, on_unsupported: OnUnsupported::Fail, connections: 2 }
+        Self {
+            on_existing_key: OnExistingKey::Fail,
+            on_unsupported: OnUnsupported::Fail,
+            method: SnapshotMethod::Auto,
+            connections: 2,
+        }
     }
 }
 
@@ -319,6 +325,17 @@ pub enum OnUnsupported {
     Fail,
     /// It is left out, counted and named.
     Drop,
+}
+
+/// `snapshot.method`: how the snapshot travels to the destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotMethod {
+    /// An empty destination that lets itself be made a replica loads it as a replica of the gateway; any other by commands.
+    #[default]
+    Auto,
+    /// By commands.
+    Commands,
 }
 
 /// `[throttle]`: limits a second, none where there is none.

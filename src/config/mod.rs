@@ -16,7 +16,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::is_loopback;
-pub use file::{FeedChoice, File, OnConflict, OnError, OnExistingKey, OnUnsupported, Throttle};
+pub use file::{
+    FeedChoice, File, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod, Throttle,
+};
 
 use crate::server::{Endpoint, Secret};
 
@@ -135,6 +137,8 @@ pub struct Snapshot {
     pub on_existing_key: OnExistingKey,
     /// What happens to what the destination has no command for.
     pub on_unsupported: OnUnsupported,
+    /// How it travels.
+    pub method: SnapshotMethod,
     /// Connections to the destination for loading.
     pub connections: usize,
 }

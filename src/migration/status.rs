@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Side;
 use crate::config::Throttle;
+pub use crate::mirror::Travels;
 
 /// Where the migration stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -202,6 +203,9 @@ pub struct Snapshot {
     pub bytes_expected: u64,
     /// Time spent on it so far, or in total once it is complete.
     pub seconds: f64,
+    /// How it travels.
+    #[serde(default)]
+    pub method: Travels,
     /// What was left out, of the snapshot and of the stream behind it.
     #[serde(default)]
     pub dropped: Dropped,
@@ -470,7 +474,7 @@ mod tests {
             "clients": {"connected": 0, "pinned": 0},
             "traffic": {"commands": 0, "commands_per_second": 0.0, "errors": 0},
             "snapshot": {"keys_loaded": 0, "keys_expected": 0, "bytes_read": 0, "bytes_expected": 0, "seconds": 0.0,
-                         "dropped": {"count": 0, "named": []}},
+                         "method": "commands", "dropped": {"count": 0, "named": []}},
             "mirror": {"direction": "forward", "feed": "stream", "received_offset": 0, "applied_offset": 0,
                        "lag_bytes": 0, "lag_ms": 0.0, "commands_applied": 0, "conflicts": 0},
             "throttle": {"snapshot_bytes": "off", "snapshot_keys": "off", "mirror_ops": "off", "mirror_bytes": "off"},

@@ -144,7 +144,6 @@ impl Task {
         } else {
             client.command(&["SET", POSITION_KEY, &loading]).await?;
         }
-        let reader = self.journal.snapshot_reader()?;
         let progress = Arc::new(Progress::default());
         if let Some(expected) = info.expected {
             progress.set_bytes_expected(expected);
@@ -156,39 +155,22 @@ impl Task {
             drop_unsupported: self.options.on_unsupported == OnUnsupported::Drop,
             ..LoadOptions::new(self.options.to.clone())
         };
+        if self.load_as_replica(client, info, &options, &progress, begun).await? {
+            return Ok(());
+        }
+        let reader = self.journal.snapshot_reader()?;
         let load = backfill::load(reader, options, Arc::clone(&progress), self.cancel.child_token());
-        tokio::pin!(load);
-        loop {
-            let outcome = tokio::select! {
-                outcome = &mut load => Some(outcome),
-                Some(request) = self.requests.recv() => {
-                    refuse(request, "the mirror is loading the snapshot");
-                    continue;
-                }
-                () = tokio::time::sleep(TICK) => None,
-            };
-            let view = progress.view();
-            self.state.snapshot = SnapshotProgress {
-                keys_loaded: view.keys_loaded,
-                keys_expected: view.keys_expected,
-                bytes_read: view.bytes_read,
-                bytes_expected: view.bytes_expected,
-                seconds: begun.elapsed().as_secs_f64(),
-            };
-            self.publish();
-            match outcome {
-                None => {}
-                Some(_) if self.cancel.is_cancelled() => return Err(End::Stopped),
-                Some(Ok(report)) => {
-                    // Of an earlier load of the same data there is nothing left.
-                    let mut dropped = Dropped::default();
-                    dropped.add(report.dropped_count, report.dropped.iter().map(ToString::to_string));
-                    self.notes.set_dropped(&dropped)?;
-                    self.state.dropped = dropped;
-                    return Ok(());
-                }
-                Some(Err(error)) => return Err(error.into()),
+        match self.while_loading(load, &progress, begun).await {
+            _ if self.cancel.is_cancelled() => Err(End::Stopped),
+            Ok(report) => {
+                // Of an earlier load of the same data there is nothing left.
+                let mut dropped = Dropped::default();
+                dropped.add(report.dropped_count, report.dropped.iter().map(ToString::to_string));
+                self.notes.set_dropped(&dropped)?;
+                self.state.dropped = dropped;
+                Ok(())
             }
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -50,6 +50,7 @@ pub mod older;
 mod position;
 mod run;
 pub mod scripts;
+mod serve;
 pub mod settle;
 mod standby;
 pub mod transform;
@@ -62,7 +63,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{OnConflict, OnError, OnExistingKey, OnUnsupported, Retry};
+use crate::config::{OnConflict, OnError, OnExistingKey, OnUnsupported, Retry, SnapshotMethod};
 use crate::error::{Error, Result, Side};
 use crate::server::Endpoint;
 
@@ -93,6 +94,8 @@ pub struct MirrorOptions {
     pub on_conflict: OnConflict,
     /// What happens when a command fails for another reason.
     pub on_error: OnError,
+    /// How the snapshot travels.
+    pub method: SnapshotMethod,
     /// Connections that load the snapshot.
     pub load_connections: usize,
     /// When a batch is full.
@@ -127,6 +130,7 @@ impl MirrorOptions {
             on_unsupported: OnUnsupported::Fail,
             on_conflict: OnConflict::Stop,
             on_error: OnError::Stop,
+            method: SnapshotMethod::Auto,
             load_connections: 2,
             batch: BatchLimits::default(),
             limits: Arc::default(),
@@ -186,6 +190,19 @@ pub struct SnapshotProgress {
     pub bytes_expected: u64,
     /// Time since the beginning, or that the whole took.
     pub seconds: f64,
+    /// How it travels.
+    pub method: Travels,
+}
+
+/// How a snapshot travels to the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Travels {
+    /// By commands.
+    #[default]
+    Commands,
+    /// The destination loads it as a replica of the gateway.
+    Replication,
 }
 
 /// Something that is wrong now.

@@ -6,6 +6,7 @@
 //! begun           exists once the destination has borne our mark; holds the position that it began with
 //! dropped.json    what was left out because the destination has no command for it
 //! script-SHA1     the text of a script that the source sends by its digest
+//! serving.json    how to undo what makes the destination our replica, while it may be one
 //! padded          exists while every expiry on the destination is known to be padded
 //! ```
 //! Each file is replaced as a whole (written aside, synced, renamed), and so is what its absence means.
@@ -14,8 +15,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::backfill::primary::Undo;
 use crate::error::{Error, Result, Side};
 
 /// A command that the destination did not run.
@@ -139,14 +142,7 @@ impl Notes {
     /// # Errors
     /// The file cannot be read, or is none of ours.
     pub fn failures(&self) -> Result<Option<Failures>> {
-        match fs::read(self.dir.join("failure.json")) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|cause| {
-                Error::new(Side::Gateway, "failure.json in the state directory cannot be understood")
-                    .because(cause)
-            }),
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(cause) => Err(failed("cannot read failure.json", cause)),
-        }
+        self.json("failure.json")
     }
 
     /// Records failures durably, or that there are none any more.
@@ -217,6 +213,23 @@ impl Notes {
         self.put("begun", origin.map(str::as_bytes))
     }
 
+    /// How to end the destination's being our replica.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none of ours.
+    pub fn serving(&self) -> Result<Option<Undo>> {
+        self.json("serving.json")
+    }
+
+    /// Records durably that the destination may be our replica from here on, or that it is not.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn set_serving(&self, undo: Option<&Undo>) -> Result<()> {
+        let text = undo.map(|undo| serde_json::to_vec_pretty(undo).unwrap_or_default());
+        self.put("serving.json", text.as_deref())
+    }
+
     /// Whether every expiry on the destination is padded.
     pub fn padded(&self) -> bool {
         self.dir.join("padded").exists()
@@ -231,6 +244,17 @@ impl Notes {
             return Ok(());
         }
         self.put("padded", padded.then_some(&b"yes\n"[..]))
+    }
+
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        match fs::read(self.dir.join(name)) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|cause| {
+                Error::new(Side::Gateway, format!("{name} in the state directory cannot be understood"))
+                    .because(cause)
+            }),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(failed(&format!("cannot read {name}"), cause)),
+        }
     }
 
     fn put(&self, name: &str, text: Option<&[u8]>) -> Result<()> {

@@ -114,6 +114,8 @@ pub(super) struct Task {
     waiting: Option<Waiting>,
     /// Where a standby was engaged.
     engaged: Option<Position>,
+    /// The destination could not load a snapshot as a replica.
+    pub(super) by_commands: bool,
     /// Since when something is received that is not applied, as far as that is known without the stream.
     behind_since: Option<Instant>,
     jitter: u64,
@@ -171,6 +173,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         cancel,
         waiting: None,
         engaged: None,
+        by_commands: false,
         behind_since: None,
         jitter: unix_ms() | 1,
     };
@@ -210,6 +213,7 @@ impl Task {
             return Err(first.to_error(self.options.to.side, failures.commands.len() - 1).into());
         }
         self.stage(Stage::Connecting);
+        self.end_serving().await?;
         if self.options.start == Start::Standby && self.engaged.is_none() {
             let opened = self.open().await?;
             self.refuse_foreign(&opened.found)?;

@@ -139,9 +139,13 @@ pub struct BigEntry<'a> {
     pub key: Vec<u8>,
     /// Unix time in ms at which it expires.
     pub expire_at_ms: Option<u64>,
+    /// Seconds since its last use, when the source evicts by that.
+    pub idle: Option<u64>,
+    /// Its LFU counter, when the source evicts by that.
+    pub freq: Option<u8>,
     /// The type's number.
     pub type_id: u8,
-    flavour: Flavour,
+    pub(super) flavour: Flavour,
     input: &'a mut dyn Input,
     unread: &'a mut Unread,
 }
@@ -160,8 +164,17 @@ impl BigEntry<'_> {
     /// Writes the value as commands, in chunks of about 64 KiB or 128 elements (strings: 512 KiB), while it is read.
     /// The key must not exist. Memory stays flat, except that one element is in memory as a whole.
     pub fn commands(self, dialect: &Dialect, sink: &mut Sink<'_>) -> Result<(), RdbError> {
+        let (type_id, flavour) = (self.type_id, self.flavour);
+        self.read_with(|input, key| commands::write(input, type_id, flavour, key, dialect, &[], sink))
+    }
+
+    /// Reads the value from its beginning to its end with `read`, which gets the key too.
+    pub(super) fn read_with(
+        self,
+        read: impl FnOnce(&mut dyn Input, &[u8]) -> Result<(), What>,
+    ) -> Result<(), RdbError> {
         *self.unread = Unread::Broken;
-        match commands::write(self.input, self.type_id, self.flavour, &self.key, dialect, &[], sink) {
+        match read(self.input, &self.key) {
             Ok(()) => {
                 *self.unread = Unread::Nothing;
                 Ok(())
@@ -283,7 +296,13 @@ impl<R: Read> Reader<R> {
             Found::Function(source) => Item::Function(source),
             Found::FunctionPreGa(name) => Item::FunctionPreGa { name },
             Found::ModuleAux(module) => Item::ModuleAux { module },
-            Found::Key { type_id, attributes: Attributes { expire_at_ms, .. }, key, value, big: true } => {
+            Found::Key {
+                type_id,
+                attributes: Attributes { expire_at_ms, idle, freq },
+                key,
+                value,
+                big: true,
+            } => {
                 let key = match key {
                     Key::Kept(from, to) => self.window.kept(from, to).to_vec(),
                     Key::Decoded => self.key.clone(),
@@ -291,7 +310,7 @@ impl<R: Read> Reader<R> {
                 self.window.release_from(value);
                 self.unread = Unread::Value(type_id);
                 let (input, unread) = (&mut self.window, &mut self.unread);
-                Item::Big(BigEntry { db, key, expire_at_ms, type_id, flavour, input, unread })
+                Item::Big(BigEntry { db, key, expire_at_ms, idle, freq, type_id, flavour, input, unread })
             }
             Found::Key {
                 type_id,

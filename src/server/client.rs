@@ -1,6 +1,7 @@
 //! A request/response connection for the cold paths: prechecks, INFO, CLIENT PAUSE, SCAN, the record on the
 //! destination. It speaks RESP2, so nothing arrives that was not asked for.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -68,6 +69,11 @@ impl Client {
             }
             _ => Ok(()),
         }
+    }
+
+    /// This end's address, as the server sees it where nothing translates addresses between; `None` for a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.stream.local_addr()
     }
 
     /// Changes how long a call may take.

@@ -74,6 +74,7 @@ impl Controller {
                 bytes_read: snapshot.bytes_read,
                 bytes_expected: snapshot.bytes_expected,
                 seconds: snapshot.seconds,
+                method: snapshot.method,
                 dropped,
             },
             mirror: MirrorStatus {

@@ -1,0 +1,218 @@
+//! The thread that reads the snapshot and writes it to the destination's connection, with other expiries.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{Broken, Served, Unfit, lost, reads, unreadable};
+use crate::backfill::OWN_PREFIX;
+use crate::backfill::feeder::Pace;
+use crate::backfill::progress::{Progress, Throttle};
+use crate::error::{Error, Side};
+use crate::mirror::expiry::padded;
+use crate::rdb::{self, Item, ReadOptions, Reader, Stopped, Writer};
+use crate::server::Capabilities;
+
+/// What is written at once.
+const PIECE: usize = 128 * 1024;
+/// Scripts of an old source are kept in memory until the load is over.
+const SCRIPTS: usize = 16 << 20;
+
+/// What the thread needs to know.
+pub(super) struct Pass {
+    pub(super) capabilities: Capabilities,
+    pub(super) databases: u64,
+    pub(super) max_memory: u64,
+    pub(super) own: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What ends the transfer.
+    pub(super) mark: String,
+    pub(super) big_value: usize,
+    pub(super) throttle: Arc<Throttle>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) cancel: CancellationToken,
+}
+
+/// Ends the connection, and with it whatever the thread is writing, when the load is given up.
+struct Leash(Option<std::net::TcpStream>);
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Pass {
+    /// Runs the thread; when this future is dropped, the connection ends, and the thread at its next read or write.
+    pub(super) async fn run<R: Read + Send + 'static>(
+        self,
+        from: R,
+        socket: TcpStream,
+        timeout: Duration,
+    ) -> Result<(Served, TcpStream), Broken> {
+        let socket = socket.into_std().map_err(lost)?;
+        let prepared = socket
+            .set_nonblocking(false)
+            .and_then(|()| socket.set_write_timeout(Some(timeout)))
+            .and_then(|()| socket.try_clone())
+            .map_err(lost)?;
+        let mut leash = Leash(Some(socket.try_clone().map_err(lost)?));
+        let (done, outcome) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("snapshot-server".into())
+            .spawn(move || {
+                // The other side is gone when the load was given up.
+                let _ = done.send(self.pass(from, prepared));
+            })
+            .map_err(|cause| {
+                let error = Error::passing(Side::Gateway, "cannot start the thread that reads the snapshot");
+                Broken::Snapshot(error.because(cause))
+            })?;
+        let broke =
+            || Broken::Snapshot(Error::new(Side::Gateway, "the thread that reads the snapshot broke"));
+        let served = outcome.await.map_err(|_| broke())??;
+        leash.0 = None;
+        socket.set_nonblocking(true).map_err(lost)?;
+        Ok((served, TcpStream::from_std(socket).map_err(lost)?))
+    }
+
+    fn pass<R: Read>(self, from: R, to: std::net::TcpStream) -> Result<Served, Broken> {
+        let mut reader = Reader::new(from, ReadOptions { big_value: self.big_value });
+        let header = reader.header().map_err(unreadable)?;
+        if !reads(&self.capabilities, header) {
+            return Err(Unfit::new("it does not read files of that version").into());
+        }
+        let pace = Pace { limits: Arc::clone(&self.throttle), since: Instant::now() };
+        let mut out = Outgoing {
+            to,
+            writer: Writer::new(header),
+            pace,
+            keys: 0,
+            lost: None,
+            cancel: self.cancel.clone(),
+        };
+        let mut served = Served::default();
+        let mut kept = 0;
+        let progress = &self.progress;
+        loop {
+            if out.writer.bytes().len() >= PIECE {
+                out.flush()?;
+                progress.keys_loaded.store(served.keys, Relaxed);
+                progress.bytes_read.store(reader.bytes_read(), Relaxed);
+            }
+            let Some(item) = reader.next_item().map_err(unreadable)? else { break };
+            match item {
+                Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
+                Item::Big(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
+                Item::Entry(entry) => {
+                    known(entry.value.type_id)?;
+                    out.writer.entry(&entry, entry.expire_at_ms.map(padded));
+                    out.keys += 1;
+                    served.keys += 1;
+                }
+                Item::Big(entry) => {
+                    known(entry.type_id)?;
+                    out.writer.big_entry(&entry, entry.expire_at_ms.map(padded));
+                    out.keys += 1;
+                    served.keys += 1;
+                    out.flush()?;
+                    let copied = entry.copy(&mut |bytes| out.write(bytes));
+                    if let Some(cause) = out.lost.take() {
+                        return Err(lost(cause).into());
+                    }
+                    copied.map_err(unreadable)?;
+                }
+                Item::SelectDb(db) if u64::from(db) >= self.databases => {
+                    let text = format!("it has {} databases, the source uses number {db}", self.databases);
+                    return Err(Unfit::new(text).into());
+                }
+                Item::SelectDb(db) => out.writer.select_db(db),
+                Item::ResizeDb { keys, expires } => {
+                    progress.keys_expected.fetch_add(keys, Relaxed);
+                    out.writer.resize_db(keys, expires);
+                }
+                Item::Aux { name, value } if name == b"lua" => {
+                    kept += value.len();
+                    if kept > SCRIPTS {
+                        return Err(Unfit::new("the snapshot carries many scripts").into());
+                    }
+                    served.scripts.push(value);
+                }
+                Item::Aux { name, value } if name == b"used-mem" && self.is_too_much(&value) => {
+                    return Err(Unfit::new("its maxmemory is less than the source uses").into());
+                }
+                // Where the source stands is nothing that the destination should believe of itself.
+                Item::Aux { name, .. } if name.starts_with(b"repl-") => {}
+                Item::Aux { name, value } => out.writer.aux(&name, &value),
+                Item::Function(source) => {
+                    out.writer.function(&source);
+                    served.functions += 1;
+                }
+                Item::FunctionPreGa { .. } => {
+                    return Err(Unfit::new("the snapshot holds functions of a release candidate").into());
+                }
+                Item::ModuleAux { module } => {
+                    return Err(Unfit::new(format!("the snapshot holds data of the module {module}")).into());
+                }
+            }
+        }
+        out.writer.select_db(0);
+        for (key, value) in &self.own {
+            out.writer.string(key, value);
+        }
+        out.writer.end();
+        out.flush()?;
+        out.to.write_all(self.mark.as_bytes()).map_err(lost)?;
+        progress.keys_loaded.store(served.keys, Relaxed);
+        progress.bytes_read.store(reader.bytes_read(), Relaxed);
+        Ok(served)
+    }
+
+    fn is_too_much(&self, used: &[u8]) -> bool {
+        let used = std::str::from_utf8(used).ok().and_then(|text| text.parse::<u64>().ok());
+        self.max_memory > 0 && used.is_none_or(|used| used > self.max_memory)
+    }
+}
+
+/// Refuses what ends a server that does not know it.
+fn known(type_id: u8) -> Result<(), Unfit> {
+    if rdb::is_module(type_id) {
+        return Err(Unfit::new("the snapshot holds values of a module"));
+    }
+    Ok(())
+}
+
+/// The connection, and what goes there next.
+struct Outgoing {
+    to: std::net::TcpStream,
+    writer: Writer,
+    pace: Pace,
+    /// Keys begun since the last write.
+    keys: u32,
+    lost: Option<std::io::Error>,
+    cancel: CancellationToken,
+}
+
+impl Outgoing {
+    fn flush(&mut self) -> Result<(), Unfit> {
+        self.pace.wait(self.writer.bytes().len(), std::mem::take(&mut self.keys), &self.cancel);
+        self.to.write_all(self.writer.bytes()).map_err(lost)?;
+        self.writer.clear();
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Stopped> {
+        self.pace.wait(bytes.len(), 0, &self.cancel);
+        self.to.write_all(bytes).map_err(|error| {
+            self.lost = Some(error);
+            Stopped
+        })
+    }
+}
