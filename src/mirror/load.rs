@@ -40,14 +40,17 @@ impl Task {
             let info = self.await_snapshot(generation).await?;
             flush |= info.generation != generation;
             generation = info.generation;
-            match self.load_once(client, &info, flush, begun).await {
+            let position = Position {
+                replid: info.replid.clone().unwrap_or_else(|| "?".into()),
+                offset: info.offset,
+                db: 0,
+            };
+            let loaded = match self.load_once(client, &info, flush, begun).await {
+                Ok(()) => self.mark(client, Reach::At(position.clone())).await.map_err(End::Failed),
+                Err(end) => Err(end),
+            };
+            match loaded {
                 Ok(()) => {
-                    let position = Position {
-                        replid: info.replid.unwrap_or_else(|| "?".into()),
-                        offset: info.offset,
-                        db: 0,
-                    };
-                    self.mark(client, Reach::At(position.clone())).await?;
                     self.notes.set_begun(Some(&position.to_string()))?;
                     self.notes.set_padded(true)?;
                     self.recovered();

@@ -70,6 +70,7 @@ use crate::server::Endpoint;
 pub use batch::BatchLimits;
 pub use limits::{Limits, ThrottleRequest};
 pub use position::{Direction, Mark, POSITION_KEY, Position, Reach};
+pub(crate) use serve::make_writable;
 
 /// What a mirror is to do.
 #[derive(Debug, Clone)]

@@ -3,13 +3,14 @@
 //! How to undo it is noted on disk before anything is changed on the destination. Whoever finds that note first of all
 //! undoes it: the destination then holds the whole snapshot with the mark `loading`, or nothing, and gets that mark again.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::notes::Dropped;
+use super::notes::{Dropped, Notes};
 use super::run::{End, Step, TICK, TIMEOUT, Task, refuse};
 use super::{POSITION_KEY, Reach, SnapshotProgress, Travels};
 use crate::backfill::primary::{self, Broken, Undo};
@@ -22,6 +23,18 @@ use crate::server::{Capabilities, Client};
 
 /// For what has to be undone on the destination when the mirror is stopped.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What has to happen to the destination of a mirror that lives in `dir` before anybody can write there: an earlier process
+/// may have left it as a replica. The note stays; the mirror does the rest.
+///
+/// # Errors
+/// The destination cannot be reached, or refuses; or the disk fails.
+pub(crate) async fn make_writable(dir: &Path, client: &mut Client) -> Result<()> {
+    match Notes::open(dir)?.serving()? {
+        Some(undo) => undo.run(client).await,
+        None => Ok(()),
+    }
+}
 
 impl Task {
     /// Lets the destination load the snapshot as a replica, where it can. False: nothing of it is there, it is to be loaded
@@ -82,7 +95,10 @@ impl Task {
                 self.by_commands = true;
                 self.state.snapshot.method = Travels::Commands;
                 self.end_serving().await?;
-                *client = self.open().await?.client;
+                // Another one only if it is needed: it ends the connections that are there.
+                if client.call(&["PING"]).await.is_err() {
+                    *client = self.open().await?.client;
+                }
                 Ok(false)
             }
             Err(Broken::Snapshot(error)) => {
@@ -108,7 +124,8 @@ impl Task {
     async fn undo(&self, undo: &Undo) -> Result<()> {
         let mut client = Client::open(&self.options.to, TIMEOUT).await?;
         undo.run(&mut client).await?;
-        if client.info("keyspace").await?.keyspace().is_empty() {
+        let held = primary::own_keys(&mut client).await;
+        if held.is_ok_and(|keys| !keys.iter().any(|key| key == POSITION_KEY.as_bytes())) {
             let mut out = Vec::new();
             let own = self.own_keys(undo.generation);
             for (key, value) in &own {

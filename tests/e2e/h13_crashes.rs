@@ -30,8 +30,9 @@ fn instant(seed: u64, turn: u64, most_ms: u64) -> Duration {
     Duration::from_micros((mixed >> 20) % (most_ms * 1000))
 }
 
-async fn lab() -> Lab {
+async fn lab(config: &str) -> Lab {
     let mut lab = Setup::new()
+        .config(config)
         .source(&["--repl-backlog-size", "128mb"])
         .destination(&["--appendonly", "yes"])
         .proxies()
@@ -45,7 +46,7 @@ async fn lab() -> Lab {
 #[tokio::test(flavor = "multi_thread")]
 async fn h13_crashes_in_the_mirror() {
     let crashes = std::env::var("CROSSFADE_CRASHES").ok().map_or(30, |number| number.parse().unwrap());
-    let mut lab = lab().await;
+    let mut lab = lab("").await;
     let seed = seed();
     fill::fill(&lab.source.address(), 2000, 0).await.unwrap();
     let workload = Workload::start(&Plan { pace: Some(3000), ..Plan::new(lab.gateway.address()).tolerant() });
@@ -66,10 +67,11 @@ async fn h13_crashes_in_the_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn h13_ten_crashes_in_the_snapshot() {
+async fn h13_twelve_crashes_in_the_snapshot() {
     let seed = seed();
-    for turn in 0..5 {
-        let mut lab = lab().await;
+    for turn in 0..6 {
+        let method = ["auto", "commands"][turn as usize / 3];
+        let mut lab = lab(&format!("[snapshot]\nmethod = \"{method}\"\n")).await;
         fill::fill(&lab.source.address(), 30_000, 2 << 20).await.unwrap();
         let workload =
             Workload::start(&Plan { pace: Some(1500), ..Plan::new(lab.gateway.address()).tolerant() });

@@ -37,5 +37,6 @@ mod h51_h52_running;
 mod large_values;
 mod one_node;
 mod redis_rs;
+mod replica_load;
 mod throttle;
 mod tools;

@@ -39,7 +39,15 @@ pub fn run(from: &'static str, to: &'static str) -> Result<String, String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?
-        .block_on(mirrored(from, to))
+        .block_on(async {
+            let (said, method) = mirrored(from, to, "auto").await?;
+            if method == "commands" {
+                return Ok(said);
+            }
+            let (more, _) =
+                mirrored(from, to, "commands").await.map_err(|what| format!("by commands: {what}"))?;
+            Ok(format!("{said} as a replica{more} by commands"))
+        })
 }
 
 /// Runs a pair whose destination cannot hold everything, with both policies; what was dropped.
@@ -111,7 +119,8 @@ async fn both_policies(from: &'static str, to: &'static str) -> Result<String, S
     Ok(said)
 }
 
-async fn mirrored(from: &'static str, to: &'static str) -> Result<String, String> {
+/// What is worth telling, and how the snapshot travelled.
+async fn mirrored(from: &'static str, to: &'static str, method: &str) -> Result<(String, String), String> {
     let source = Server::start(from);
     let destination = Server::start(to);
     let (mut at_source, mut at_destination) = (source.connect(), destination.connect());
@@ -122,7 +131,11 @@ async fn mirrored(from: &'static str, to: &'static str) -> Result<String, String
     reduce(&mut at_source, newer);
 
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let options = GatewayOptions::new(EXE, folder.path(), &source.url(), &destination.url());
+    let file = folder.path().join("crossfade.toml");
+    std::fs::write(&file, format!("[snapshot]\nmethod = \"{method}\"\n"))
+        .map_err(|error| error.to_string())?;
+    let options = GatewayOptions::new(EXE, folder.path(), &source.url(), &destination.url())
+        .args(&["--config", &file.display().to_string()]);
     let mut gateway = Gateway::start(options).await.map_err(|error| error.to_string())?;
     let client = Client::open(&gateway.address()).await.map_err(|error| error.to_string())?;
     let mut writer = Writer::new(client, older, newer);
@@ -145,7 +158,8 @@ async fn mirrored(from: &'static str, to: &'static str) -> Result<String, String
         }
     }
     let mirroring = gateway.wait_phase("mirroring", PATIENCE).await;
-    mirroring.map_err(|error| format!("{error}\nthe source:\n{}", tail(&source.log(), 30)))?;
+    let status = mirroring.map_err(|error| format!("{error}\nthe source:\n{}", tail(&source.log(), 30)))?;
+    let travelled = status["snapshot"]["method"].as_str().unwrap_or_default().to_owned();
     writer.round().await;
     if !older.since("5.0", "7.2") {
         // Scripts travel as text, and the second time by their digests, which nobody knows any more (H20).
@@ -171,7 +185,7 @@ async fn mirrored(from: &'static str, to: &'static str) -> Result<String, String
     let noise: Vec<String> =
         gateway.log().lines().filter(|line| line.contains("ERROR")).map(ToOwned::to_owned).collect();
     if wrong.is_empty() && noise.is_empty() {
-        return Ok(format!(", {} rounds", during + 2));
+        return Ok((format!(", {} rounds", during + 2), travelled));
     }
     wrong.truncate(40);
     Err(format!("{}\n{}", wrong.join("\n"), noise.join("\n")))

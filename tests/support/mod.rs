@@ -30,6 +30,8 @@ pub struct Setup {
     pub source: Vec<&'static str>,
     /// Arguments of the destination.
     pub destination: Vec<&'static str>,
+    /// The gateway's configuration file.
+    pub config: String,
     /// Arguments of `crossfade run`.
     pub gateway: Vec<String>,
     /// Environment of the gateway.
@@ -52,6 +54,11 @@ impl Setup {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn config(mut self, text: &str) -> Self {
+        self.config.push_str(text);
         self
     }
 
@@ -113,6 +120,11 @@ impl Lab {
         let mut options = GatewayOptions::new(EXE, &at("gateway"), &urls[0], &urls[1]);
         options.args = setup.gateway;
         options.env = setup.env;
+        if !setup.config.is_empty() {
+            let file = at("crossfade.toml");
+            std::fs::write(&file, setup.config).unwrap();
+            options.env.push(("CROSSFADE_CONFIG".into(), file.display().to_string()));
+        }
         let gateway = match Gateway::start(options).await {
             Ok(gateway) => gateway,
             Err(error) => panic!("{error}; files in {}", dir.keep().display()),

@@ -49,3 +49,50 @@ pub(super) fn random_hex() -> std::io::Result<String> {
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn greeted(said: &str) -> (Result<(), String>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (ours, theirs) =
+            tokio::join!(listener.accept(), TcpStream::connect(listener.local_addr().unwrap()));
+        let (mut ours, mut theirs) = (ours.unwrap().0, theirs.unwrap());
+        theirs.write_all(said.as_bytes()).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let outcome = greet(&mut ours, "my-own-id").await;
+        drop(ours);
+        let mut answers = String::new();
+        let _ = theirs.read_to_string(&mut answers).await;
+        (outcome, answers)
+    }
+
+    #[tokio::test]
+    async fn only_who_names_the_id_is_greeted() {
+        let begin = "*1\r\n$4\r\nPING\r\n*3\r\n$8\r\nREPLCONF\r\n$4\r\ncapa\r\n$3\r\neof\r\n";
+        let (outcome, answers) =
+            greeted(&format!("{begin}*3\r\n$5\r\nPSYNC\r\n$9\r\nmy-own-id\r\n$2\r\n77\r\n")).await;
+        assert_eq!((outcome, answers.as_str()), (Ok(()), "+PONG\r\n+OK\r\n"));
+        for wrong in [
+            "*3\r\n$5\r\nPSYNC\r\n$1\r\n?\r\n$2\r\n-1\r\n",
+            "*1\r\n$4\r\nSYNC\r\n",
+            "*1\r\n$5\r\nPSYNC\r\n",
+            "*1\r\n$8\r\nFLUSHALL\r\n",
+            "GET / HTTP/1.1\r\n",
+            "*9999999\r\n",
+            "",
+        ] {
+            let (outcome, _) = greeted(&format!("{begin}{wrong}")).await;
+            assert!(outcome.is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn marks_differ() {
+        let marks = [random_hex().unwrap(), random_hex().unwrap()];
+        assert!(marks[0] != marks[1] && marks.iter().all(|mark| mark.len() == 40));
+    }
+}

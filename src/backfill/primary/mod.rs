@@ -15,7 +15,8 @@
 //! Guarantees:
 //! - Nothing that the destination held is lost: that it holds nothing but our own keys is checked after it has become a
 //!   replica and before it gets the answer that makes it empty itself.
-//! - Data and mark arrive together or not at all, since a load that breaks off leaves an empty server.
+//! - Data and mark arrive together or not at all, since a load that breaks off leaves an empty server. The load has not
+//!   ended before an append-only file holds it.
 //! - Whatever may end the destination's process (a database beyond its number, a value that needs a module, a file of a
 //!   newer version) is looked for on the way and never sent.
 //! - Only the destination gets the snapshot: whoever connects must name its replication id.
@@ -211,7 +212,7 @@ async fn setting(client: &mut Client, name: &str) -> Result<String, Unfit> {
 }
 
 /// The keys of a server that holds none but those of a gateway.
-async fn own_keys(client: &mut Client) -> Result<Vec<Vec<u8>>, Unfit> {
+pub(crate) async fn own_keys(client: &mut Client) -> Result<Vec<Vec<u8>>, Unfit> {
     const FEW: u64 = 100;
     let failed = |error: Error| Unfit::new(error.to_string());
     let not_empty = || Unfit::new("it is not empty");
@@ -319,6 +320,7 @@ impl Prepared {
             return Err(Unfit::new(format!("it holds {held} keys of the {sent} that it was sent")).into());
         }
         self.undo.run(client).await.map_err(failed)?;
+        durable(client).await?;
         for script in &served.scripts {
             client.command(&[b"SCRIPT", &b"LOAD"[..], script]).await.map_err(failed)?;
         }
@@ -394,6 +396,22 @@ impl Prepared {
             }
         }
         Err(Unfit::new("it did not end loading"))
+    }
+}
+
+/// Waits until an append-only file, if there is one, holds what was loaded: after a synchronisation it is written anew in the
+/// background, and a server that ends before that comes back without any of it (`restartAOFAfterSYNC`).
+async fn durable(client: &mut Client) -> Result<(), Unfit> {
+    loop {
+        let info = client.info("persistence").await.map_err(|error| Unfit::new(error.to_string()))?;
+        let is = |name: &str| info.get(name) == Some("1");
+        if is("aof_enabled") && info.get("aof_last_bgrewrite_status") == Some("err") {
+            return Err(Unfit::new("its append-only file cannot be written; its log says why"));
+        }
+        if !is("aof_enabled") || !(is("aof_rewrite_in_progress") || is("aof_rewrite_scheduled")) {
+            return Ok(());
+        }
+        sleep(LOOK * 4).await;
     }
 }
 

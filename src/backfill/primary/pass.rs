@@ -216,3 +216,111 @@ impl Outgoing {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::rdb::{Flavour, Header};
+    use crate::server;
+
+    fn destination() -> Capabilities {
+        Capabilities {
+            flavour: server::Flavour::Redis,
+            version: (7, 0, 15),
+            compatible: (7, 0, 15),
+            rdb_version: 10,
+            cluster: false,
+            psync: true,
+            pause_write: true,
+            rdb_filter: true,
+            pexpiretime: true,
+            functions: true,
+            client_unblock: true,
+            restore_absttl: true,
+            restore: true,
+            unlink: true,
+        }
+    }
+
+    /// A file of that version, with what `fill` writes.
+    fn file(version: u32, fill: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut writer = Writer::new(Header { flavour: Flavour::Redis, version });
+        fill(&mut writer);
+        writer.end();
+        writer.bytes().to_vec()
+    }
+
+    /// What comes of a file, and what the destination was sent.
+    async fn passed(file: Vec<u8>) -> (Result<Served, Broken>, Vec<u8>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ours, theirs) = tokio::join!(listener.accept(), TcpStream::connect(address));
+        let (ours, mut theirs) = (ours.unwrap().0, theirs.unwrap());
+        let pass = Pass {
+            capabilities: destination(),
+            databases: 16,
+            max_memory: 1000,
+            own: vec![(b"crossfade:position".to_vec(), b"mark".to_vec())],
+            mark: "m".repeat(40),
+            big_value: 1 << 20,
+            throttle: Arc::default(),
+            progress: Arc::default(),
+            cancel: CancellationToken::new(),
+        };
+        let outcome = pass.run(std::io::Cursor::new(file), ours, Duration::from_secs(5)).await;
+        let mut sent = Vec::new();
+        let outcome = outcome.map(|(served, socket)| {
+            drop(socket);
+            served
+        });
+        theirs.read_to_end(&mut sent).await.unwrap();
+        (outcome, sent)
+    }
+
+    #[tokio::test]
+    async fn what_ends_a_server_is_not_sent() {
+        let cases: [(&str, Vec<u8>); 4] = [
+            ("16 databases", file(10, |to| to.select_db(16))),
+            ("maxmemory", file(10, |to| to.aux(b"used-mem", b"1001"))),
+            ("of that version", file(11, |to| to.string(b"k", b"v"))),
+            // A module's value: its id, then the end mark.
+            ("a module", [&b"REDIS0010\x07\x01k\x81\0\0\0\0\0\0\0\x01\0"[..], &[255; 1], &[0; 8]].concat()),
+        ];
+        for (why, file) in cases {
+            let (outcome, sent) = passed(file).await;
+            let Err(Broken::Unfit(unfit)) = outcome else { panic!("{why}: {outcome:?}") };
+            assert!(unfit.to_string().contains(why), "{unfit}");
+            assert!(!sent.windows(40).any(|end| end == "m".repeat(40).as_bytes()), "{why}");
+        }
+        let (outcome, _) = passed(b"REDIS0010\xfe\0\0\x01k".to_vec()).await;
+        assert!(matches!(outcome, Err(Broken::Snapshot(_))), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn everything_else_arrives_with_our_keys_at_its_end() {
+        let whole = file(10, |to| {
+            to.aux(b"redis-ver", b"7.0.15");
+            to.aux(b"repl-id", b"x");
+            to.aux(b"lua", b"return 1");
+            to.aux(b"used-mem", b"1000");
+            to.select_db(15);
+            to.string(b"crossfade:position", b"of somebody else");
+            to.string(b"k", b"v");
+        });
+        let (outcome, sent) = passed(whole).await;
+        let served = outcome.unwrap();
+        assert_eq!((served.keys, served.own_keys, served.scripts.len()), (1, 1, 1));
+        let mut expected = file(10, |to| {
+            to.aux(b"redis-ver", b"7.0.15");
+            to.aux(b"used-mem", b"1000");
+            to.select_db(15);
+            to.string(b"k", b"v");
+            to.select_db(0);
+            to.string(b"crossfade:position", b"mark");
+        });
+        expected.extend("m".repeat(40).bytes());
+        assert_eq!(sent.escape_ascii().to_string(), expected.escape_ascii().to_string());
+    }
+}

@@ -3,7 +3,7 @@
 use super::facts::{BufferLimit, Facts, Gateway, Server};
 use crate::Side;
 use crate::config::units::{about, show_duration};
-use crate::config::{Config, OnExistingKey, OnUnsupported};
+use crate::config::{Config, OnExistingKey, OnUnsupported, SnapshotMethod};
 use crate::migration::status::Finding;
 use crate::server::{Capabilities, Flavour};
 
@@ -28,6 +28,9 @@ pub(super) fn assess(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(Ok(destination)) => {
             reached(destination, &mut all);
             as_destination(destination, config.snapshot.on_existing_key, &mut all);
+            if destination.position.is_none() {
+                all.push(Finding::ok(Side::Destination, method(destination, config.snapshot.method)));
+            }
         }
         Some(Err(error)) => all.push(away(Side::Destination, error)),
         None => all.push(Finding::warn(
@@ -245,6 +248,17 @@ fn as_destination(destination: &Server, policy: OnExistingKey, all: &mut Vec<Fin
     }
 }
 
+/// How the snapshot will travel.
+fn method(destination: &Server, method: SnapshotMethod) -> String {
+    match (method, &destination.unfit) {
+        (SnapshotMethod::Commands, _) => "the snapshot is loaded by commands, as configured".into(),
+        (SnapshotMethod::Auto, None) => {
+            "it loads the snapshot as a replica of the gateway, if it can reach the gateway and the user may REPLICAOF".into()
+        }
+        (SnapshotMethod::Auto, Some(why)) => format!("the snapshot is loaded by commands: {why}"),
+    }
+}
+
 /// What the source may hold and the destination has no command for.
 fn lacking(from: &Capabilities, to: &Capabilities) -> Vec<&'static str> {
     let redis = |of: &Capabilities, since| of.flavour == Flavour::Redis && of.compatible >= since;
@@ -418,6 +432,7 @@ mod tests {
             modules: Vec::new(),
             denied: Vec::new(),
             replication_refused: None,
+            unfit: None,
             own_keys: 0,
             position: None,
             holder: None,

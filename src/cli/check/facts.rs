@@ -4,6 +4,7 @@ use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::backfill::primary;
 use crate::config::Config;
 use crate::resp::value::Value;
 use crate::server::{Capabilities, Client, Endpoint, Keyspace};
@@ -76,6 +77,8 @@ pub(super) struct Server {
     pub(super) denied: Vec<String>,
     /// The handshake of a replica was refused with this.
     pub(super) replication_refused: Option<String>,
+    /// Why it cannot load the snapshot as a replica.
+    pub(super) unfit: Option<String>,
     /// Keys that a gateway wrote for itself.
     pub(super) own_keys: u64,
     /// `crossfade:position`: a migration has been here.
@@ -134,6 +137,7 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         modules: modules(&client.call(&["MODULE", "LIST"]).await?),
         denied: denied(&mut client, &capabilities, endpoint.side).await?,
         replication_refused: None,
+        unfit: None,
         own_keys: 0,
         position: None,
         holder: None,
@@ -146,6 +150,10 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
     found.own_keys = own.as_i64().and_then(|count| count.try_into().ok()).unwrap_or(0);
     found.position = own_key(&mut client, "crossfade:position").await?;
     found.holder = own_key(&mut client, "crossfade:holder").await?;
+    if endpoint.side == Side::Destination {
+        let fitness = primary::fitness(&mut client, endpoint, &found.capabilities).await;
+        found.unfit = fitness.err().map(|unfit| unfit.to_string());
+    }
     // Last, on a connection of its own: some servers treat a connection differently after REPLCONF.
     if found.capabilities.psync {
         found.replication_refused = handshake(endpoint, config).await?;

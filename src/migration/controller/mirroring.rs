@@ -1,5 +1,6 @@
 //! The mirror under the controller: it begins once the destination is ours, and what it does moves the phase.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +15,9 @@ use crate::migration::machine::{Begin, Input, Seen};
 use crate::migration::record::{self, Failure, Fence};
 use crate::migration::status::{ActiveSide, ErrorInfo, Phase};
 use crate::mirror::notes::Notes;
-use crate::mirror::{BatchLimits, Direction, Mirror, MirrorOptions, Position, Stage, Start, Trouble};
+use crate::mirror::{
+    BatchLimits, Direction, Mirror, MirrorOptions, Position, Stage, Start, Trouble, make_writable,
+};
 use crate::server::Endpoint;
 
 impl Controller {
@@ -27,11 +30,16 @@ impl Controller {
         let cancel = self.cancel.child_token();
         self.holding = Some(cancel.clone());
         let holder = Holder::this(&self.record.id);
+        let dir =
+            self.store.as_ref().filter(|store| store.line().active == ActiveSide::Source).map(|store| {
+                let line = store.line();
+                store.journal_dir(line.epoch, line.active)
+            });
         let (noting, within) = (self.noting.clone(), self.config.server.connect_timeout);
         tokio::spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
-                () = keep_held(endpoint, holder, within, noting) => {}
+                () = keep_held(endpoint, holder, dir, within, noting) => {}
             }
         });
     }
@@ -222,7 +230,13 @@ impl Controller {
     }
 }
 
-async fn keep_held(endpoint: Endpoint, holder: Holder, within: Duration, noting: mpsc::Sender<Note>) {
+async fn keep_held(
+    endpoint: Endpoint,
+    holder: Holder,
+    dir: Option<PathBuf>,
+    within: Duration,
+    noting: mpsc::Sender<Note>,
+) {
     let mut client = None;
     let mut ours = false;
     loop {
@@ -231,6 +245,9 @@ async fn keep_held(endpoint: Endpoint, holder: Holder, within: Duration, noting:
                 Some(client) => client,
                 slot => slot.insert(connect(&endpoint, within).await?),
             };
+            if let Some(dir) = dir.as_ref().filter(|_| !ours) {
+                make_writable(dir, client).await?;
+            }
             holder.claim(client, endpoint.side).await
         };
         let (note, pause) = match attempt.await {
