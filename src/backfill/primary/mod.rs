@@ -30,6 +30,7 @@ mod handshake;
 mod pass;
 
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,8 +172,8 @@ pub async fn fitness(client: &mut Client, to: &Endpoint, capabilities: &Capabili
 }
 
 async fn questions(client: &mut Client, to: &Endpoint, capabilities: &Capabilities) -> Result<Fit, Unfit> {
-    if to.tls.is_some() || client.local_addr().is_none() {
-        return Err(Unfit::new("it is reached by TLS or a unix socket, and could not connect back"));
+    if to.tls.is_some() {
+        return Err(Unfit::new("it is reached by TLS, and what it loads would travel without"));
     }
     if capabilities.flavour == Flavour::Other || capabilities.cluster {
         return Err(Unfit::new("it is of a kind that cannot be made a replica"));
@@ -243,7 +244,8 @@ pub async fn prepare(
 ) -> Result<Prepared, Unfit> {
     let fit = questions(client, to, capabilities).await?;
     let unbound = || Unfit::new("the gateway has no address that it could connect to");
-    let here = client.local_addr().ok_or_else(unbound)?.ip();
+    // Behind a unix socket it is on this machine.
+    let here = client.local_addr().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip());
     let listener = TcpListener::bind((here, 0)).await.map_err(|_| unbound())?;
     let port = listener.local_addr().map_err(|_| unbound())?.port();
     let host = here.to_canonical().to_string();
