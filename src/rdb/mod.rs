@@ -53,7 +53,7 @@ pub use commands::{Dialect, Sink, Stopped};
 pub use dump::{DumpError, checksum, split_dump};
 pub(crate) use error::printable;
 pub use error::{RdbError, What};
-pub use opcode::{Flavour, is_module, minimum_version, type_name};
+pub use opcode::{Flavour, minimum_version, type_name};
 pub use reader::{BigEntry, Entry, Header, Item, RawValue, ReadOptions, Reader};
 pub use text::Text;
 pub use write::{Pieces, Writer};

@@ -84,7 +84,7 @@ pub fn minimum_version(type_id: u8, flavour: Flavour) -> Option<u32> {
 }
 
 /// Whether this is a value of a module, which a server without that module cannot load.
-pub fn is_module(type_id: u8) -> bool {
+pub(crate) fn is_module(type_id: u8) -> bool {
     matches!(type_id, MODULE_PRE_GA | MODULE_2)
 }
 

@@ -120,6 +120,12 @@ impl<'a> RawValue<'a> {
         }
     }
 
+    /// The name of the module's type, when this is a value of a module.
+    pub fn module(&self) -> Option<String> {
+        let id = super::opcode::is_module(self.type_id).then(|| length(&mut Slice::new(self.body)).ok());
+        id.flatten().map(module_name)
+    }
+
     /// Writes the value as commands for `key`, which must not exist, in chunks of about 64 KiB or 128 elements.
     pub fn commands(&self, key: &[u8], dialect: &Dialect, sink: &mut Sink<'_>) -> Result<(), What> {
         // A pending entry of a deleted stream entry can only be written with both in hand: one look ahead.

@@ -151,7 +151,8 @@ impl fmt::Display for Capabilities {
     }
 }
 
-fn version(text: &str) -> (u16, u16, u16) {
+/// A version as servers write it, "7.0.15" or "8.0-rc1".
+pub(crate) fn version(text: &str) -> (u16, u16, u16) {
     let mut parts = text.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }

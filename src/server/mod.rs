@@ -18,6 +18,7 @@ mod stream;
 mod tls;
 
 pub use address::{Address, Secret};
+pub(crate) use capabilities::version;
 pub use capabilities::{Capabilities, Flavour};
 pub use client::{Client, passes};
 pub use endpoint::Endpoint;

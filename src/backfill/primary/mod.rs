@@ -145,6 +145,7 @@ struct Fit {
     databases: u64,
     /// 0: no limit.
     max_memory: u64,
+    vector_sets: bool,
     capabilities: Capabilities,
     /// Keys of ours that it holds.
     own: Vec<Vec<u8>>,
@@ -201,8 +202,24 @@ async fn questions(client: &mut Client, to: &Endpoint, capabilities: &Capabiliti
     if setting(client, "tls-replication").await.is_ok_and(|on| on != "no") {
         return Err(Unfit::new("it replicates by TLS"));
     }
+    let modules = client.call(&["MODULE", "LIST"]).await.map_err(failed)?;
+    let vector_sets = capabilities.flavour == Flavour::Redis && mentions(&modules, b"vectorset");
     let own = own_keys(client).await?;
-    Ok(Fit { replid, diskless_load, databases, max_memory, capabilities: capabilities.clone(), own })
+    Ok(Fit {
+        replid,
+        diskless_load,
+        databases,
+        max_memory,
+        vector_sets,
+        capabilities: capabilities.clone(),
+        own,
+    })
+}
+
+/// Whether a text stands anywhere in a reply.
+fn mentions(reply: &Value, text: &[u8]) -> bool {
+    reply.as_bytes() == Some(text)
+        || reply.as_array().is_some_and(|all| all.iter().any(|one| mentions(one, text)))
 }
 
 async fn setting(client: &mut Client, name: &str) -> Result<String, Unfit> {
@@ -305,6 +322,7 @@ impl Prepared {
             capabilities: self.fit.capabilities.clone(),
             databases: self.fit.databases,
             max_memory: self.fit.max_memory,
+            vector_sets: self.fit.vector_sets,
             own,
             mark,
             big_value: options.big_value,

@@ -16,11 +16,13 @@ use crate::backfill::feeder::Pace;
 use crate::backfill::progress::{Progress, Throttle};
 use crate::error::{Error, Side};
 use crate::mirror::expiry::padded;
-use crate::rdb::{self, Item, ReadOptions, Reader, Stopped, Writer};
-use crate::server::Capabilities;
+use crate::rdb::{Item, RawValue, ReadOptions, Reader, Stopped, Writer};
+use crate::server::{self, Capabilities};
 
 /// What is written at once.
 const PIECE: usize = 128 * 1024;
+/// The type of vector sets.
+const VECTOR_SET: &str = "vectorset";
 /// Scripts of an old source are kept in memory until the load is over.
 const SCRIPTS: usize = 16 << 20;
 
@@ -29,6 +31,8 @@ pub(super) struct Pass {
     pub(super) capabilities: Capabilities,
     pub(super) databases: u64,
     pub(super) max_memory: u64,
+    /// Whether the destination has the module for vector sets, which Redis brings along from 8.0.
+    pub(super) vector_sets: bool,
     pub(super) own: Vec<(Vec<u8>, Vec<u8>)>,
     /// What ends the transfer.
     pub(super) mark: String,
@@ -99,7 +103,7 @@ impl Pass {
             cancel: self.cancel.clone(),
         };
         let mut served = Served::default();
-        let mut kept = 0;
+        let (mut kept, mut written_by) = (0, None);
         let progress = &self.progress;
         loop {
             if out.writer.bytes().len() >= PIECE {
@@ -112,13 +116,12 @@ impl Pass {
                 Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
                 Item::Big(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
                 Item::Entry(entry) => {
-                    known(entry.value.type_id)?;
+                    self.known(&entry.value, written_by)?;
                     out.writer.entry(&entry, entry.expire_at_ms.map(padded));
                     out.keys += 1;
                     served.keys += 1;
                 }
                 Item::Big(entry) => {
-                    known(entry.type_id)?;
                     out.writer.big_entry(&entry, entry.expire_at_ms.map(padded));
                     out.keys += 1;
                     served.keys += 1;
@@ -144,6 +147,10 @@ impl Pass {
                         return Err(Unfit::new("the snapshot carries many scripts").into());
                     }
                     served.scripts.push(value);
+                }
+                Item::Aux { name, value } if name == b"redis-ver" => {
+                    written_by = std::str::from_utf8(&value).ok().map(server::version);
+                    out.writer.aux(&name, &value);
                 }
                 Item::Aux { name, value } if name == b"used-mem" && self.is_too_much(&value) => {
                     return Err(Unfit::new("its maxmemory is less than the source uses").into());
@@ -175,18 +182,26 @@ impl Pass {
         Ok(served)
     }
 
+    /// Refuses the value of a module, which ends a server that does not know it; vector sets are known to be understood by
+    /// servers that are no older than the one that wrote them.
+    fn known(&self, value: &RawValue<'_>, written_by: Option<(u16, u16, u16)>) -> Result<(), Unfit> {
+        match value.module() {
+            None => Ok(()),
+            Some(name)
+                if name == VECTOR_SET
+                    && self.vector_sets
+                    && written_by.is_some_and(|version| version <= self.capabilities.version) =>
+            {
+                Ok(())
+            }
+            Some(name) => Err(Unfit::new(format!("the snapshot holds values of the module {name}"))),
+        }
+    }
+
     fn is_too_much(&self, used: &[u8]) -> bool {
         let used = std::str::from_utf8(used).ok().and_then(|text| text.parse::<u64>().ok());
         self.max_memory > 0 && used.is_none_or(|used| used > self.max_memory)
     }
-}
-
-/// Refuses what ends a server that does not know it.
-fn known(type_id: u8) -> Result<(), Unfit> {
-    if rdb::is_module(type_id) {
-        return Err(Unfit::new("the snapshot holds values of a module"));
-    }
-    Ok(())
 }
 
 /// The connection, and what goes there next.
@@ -262,6 +277,7 @@ mod tests {
             capabilities: destination(),
             databases: 16,
             max_memory: 1000,
+            vector_sets: true,
             own: vec![(b"crossfade:position".to_vec(), b"mark".to_vec())],
             mark: "m".repeat(40),
             big_value: 1 << 20,
@@ -286,7 +302,10 @@ mod tests {
             ("maxmemory", file(10, |to| to.aux(b"used-mem", b"1001"))),
             ("of that version", file(11, |to| to.string(b"k", b"v"))),
             // A module's value: its id, then the end mark.
-            ("a module", [&b"REDIS0010\x07\x01k\x81\0\0\0\0\0\0\0\x01\0"[..], &[255; 1], &[0; 8]].concat()),
+            (
+                "the module AAAAAAAAA",
+                [&b"REDIS0010\x07\x01k\x81\0\0\0\0\0\0\0\x01\0"[..], &[255; 1], &[0; 8]].concat(),
+            ),
         ];
         for (why, file) in cases {
             let (outcome, sent) = passed(file).await;
