@@ -18,7 +18,11 @@ fuzz_target!(|input: (u8, &[u8])| {
         match item {
             Item::Entry(entry) => {
                 let _ = entry.value.plain_string();
+                let _ = entry.value.module();
                 let _ = entry.value.commands(entry.key, &Dialect::default(), &mut |_| Ok(()));
+            }
+            Item::Big(entry) if first & 4 == 0 => {
+                let _ = entry.copy(&mut |_| Ok(()));
             }
             Item::Big(entry) => {
                 let _ = entry.commands(&Dialect::default(), &mut |_| Ok(()));

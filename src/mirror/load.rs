@@ -23,7 +23,10 @@ use crate::error::Error;
 use crate::replication::{Link as ReceiverLink, SnapshotInfo};
 use crate::resp::value::Value;
 use crate::resp::write;
-use crate::server::Client;
+use crate::server::{Capabilities, Client};
+
+/// How long an old server may take to give back the memory of everything that it holds.
+const EMPTIES: Duration = Duration::from_secs(600);
 
 impl Task {
     /// Loads the snapshot of a generation, or of a later one; answers the position behind it.
@@ -131,13 +134,15 @@ impl Task {
             tracing::warn!(side = %self.options.to.side, "the source made us take a new snapshot: the destination is emptied for it");
             let mut out = Vec::new();
             write::command(&mut out, &["MULTI"]);
-            write::command(&mut out, &["FLUSHALL"]);
+            // From 4.0 on the memory is given back in the background.
+            let asynchronous = Capabilities::probe(client).await?.unlink;
+            write::command(&mut out, if asynchronous { &["FLUSHALL", "ASYNC"][..] } else { &["FLUSHALL"] });
             write::command(&mut out, &["SET", POSITION_KEY, &loading]);
             for (key, value) in &self.options.own_keys {
                 write::command(&mut out, &[&b"SET"[..], key.as_bytes(), value]);
             }
             write::command(&mut out, &["EXEC"]);
-            client.set_timeout(Duration::from_secs(60));
+            client.set_timeout(if asynchronous { TIMEOUT } else { EMPTIES });
             let replies = client.pipeline(&out, 4 + self.options.own_keys.len()).await;
             client.set_timeout(TIMEOUT);
             if let Some(text) = replies?.iter().find_map(Value::error) {
