@@ -60,6 +60,10 @@ pub(super) fn check(file: File) -> Result<Config> {
         name,
         environment: file.environment.trim().to_owned(),
         state_dir: file.state_dir,
+        journal_bytes: match file.state.max_bytes {
+            0 => None,
+            most => Some(within_size("state.max_bytes", most, 64 << 20, 1 << 50)? as u64),
+        },
         listen,
         source,
         destination,

@@ -19,6 +19,7 @@ pub struct File {
     pub(super) name: String,
     pub(super) environment: String,
     pub(super) state_dir: PathBuf,
+    pub(super) state: State,
     pub(super) listen: Listen,
     pub(super) source: Server,
     pub(super) destination: Server,
@@ -43,6 +44,7 @@ impl Default for File {
             name: "crossfade".into(),
             environment: String::new(),
             state_dir: "crossfade-state".into(),
+            state: State::default(),
             listen: Listen::default(),
             source: Server::default(),
             destination: Server::default(),
@@ -302,6 +304,15 @@ impl Default for Snapshot {
             connections: 2,
         }
     }
+}
+
+/// `[state]`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct State {
+    /// 0 is no limit.
+    #[serde(with = "units::size")]
+    pub(super) max_bytes: u64,
 }
 
 /// `snapshot.on_existing_key`: what happens when the destination holds a key already.

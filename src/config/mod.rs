@@ -37,6 +37,8 @@ pub struct Config {
     pub environment: String,
     /// Where the record and the journal live.
     pub state_dir: PathBuf,
+    /// How large the journal of a mirror may become on disk.
+    pub journal_bytes: Option<u64>,
     /// Where applications connect.
     pub listen: Listen,
     /// The server that the data comes from.

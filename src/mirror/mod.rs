@@ -95,6 +95,8 @@ pub struct MirrorOptions {
     pub on_conflict: OnConflict,
     /// What happens when a command fails for another reason.
     pub on_error: OnError,
+    /// How large its journal may become on disk.
+    pub journal_bytes: Option<u64>,
     /// How the snapshot travels.
     pub method: SnapshotMethod,
     /// Connections that load the snapshot.
@@ -131,6 +133,7 @@ impl MirrorOptions {
             on_unsupported: OnUnsupported::Fail,
             on_conflict: OnConflict::Stop,
             on_error: OnError::Stop,
+            journal_bytes: None,
             method: SnapshotMethod::Auto,
             load_connections: 2,
             batch: BatchLimits::default(),

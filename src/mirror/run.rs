@@ -33,7 +33,7 @@ use super::{
 use crate::config::OnExistingKey;
 use crate::error::{Error, Result, Side};
 use crate::replication::{
-    Journal, Link as ReceiverLink, ReceiveFrom, Receiver, ReceiverHandle, ReceiverOptions,
+    Journal, JournalOptions, Link as ReceiverLink, ReceiveFrom, Receiver, ReceiverHandle, ReceiverOptions,
 };
 use crate::resp::value::Value;
 use crate::server::Client;
@@ -134,7 +134,9 @@ pub(super) struct Ends {
 /// Runs a mirror until it is cancelled.
 pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
     let opened = loop {
-        let opened = Notes::open(&options.dir).and_then(|notes| Ok((notes, Journal::open(&options.dir)?)));
+        let sizes = JournalOptions::within(options.journal_bytes);
+        let opened =
+            Notes::open(&options.dir).and_then(|notes| Ok((notes, Journal::open_with(&options.dir, sizes)?)));
         match opened {
             Ok(opened) => break Some(opened),
             Err(error) => {

@@ -63,6 +63,7 @@ impl Controller {
             options.on_existing_key = self.config.snapshot.on_existing_key;
         }
         options.on_unsupported = self.config.snapshot.on_unsupported;
+        options.journal_bytes = self.config.journal_bytes;
         options.method = self.config.snapshot.method;
         options.on_conflict = self.config.mirror.on_conflict;
         options.on_error = self.config.mirror.on_error;

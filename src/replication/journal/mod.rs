@@ -76,13 +76,44 @@ pub struct JournalOptions {
     pub keep_bytes: u64,
     /// How much of the stream is kept in memory.
     pub recent_bytes: usize,
+    /// How large snapshot and stream may become on disk together: nothing more is taken until some of it has been applied.
+    pub max_bytes: Option<u64>,
 }
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, keep_bytes: 256 << 20, recent_bytes: 4 << 20 }
+        Self { segment_bytes: 64 << 20, keep_bytes: 256 << 20, recent_bytes: 4 << 20, max_bytes: None }
     }
 }
+
+impl JournalOptions {
+    /// The defaults, within a limit on disk: what is kept behind the applied offset is then so little that there is always
+    /// something that can be let go.
+    pub fn within(max_bytes: Option<u64>) -> Self {
+        let sizes = Self { max_bytes, ..Self::default() };
+        match max_bytes {
+            Some(most) => Self {
+                segment_bytes: sizes.segment_bytes.min(most / 8),
+                keep_bytes: sizes.keep_bytes.min(most / 4),
+                ..sizes
+            },
+            None => sizes,
+        }
+    }
+
+    /// Refuses to have more than `bytes` on disk.
+    fn admit(&self, bytes: u64) -> io::Result<()> {
+        match self.max_bytes {
+            Some(most) if bytes > most => Err(io::Error::new(io::ErrorKind::QuotaExceeded, Full(most))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A journal that may not become larger.
+#[derive(Debug, thiserror::Error)]
+#[error("it has reached state.max_bytes, {} bytes", .0)]
+struct Full(u64);
 
 /// The snapshot and the stream of one source, on disk.
 #[derive(Debug)]
@@ -267,7 +298,7 @@ impl Journal {
         let file = File::create(self.shared.snapshot_path(inner.meta.series))?;
         let progress = Progress::arriving(expected);
         inner.snapshot = Some(progress.clone());
-        Ok(SnapshotWriter::new(file, progress))
+        Ok(SnapshotWriter::new(file, progress, self.shared.options))
     }
 
     /// Begins a generation that has no snapshot: the stream behind `offset` is all that is wanted.
@@ -437,6 +468,11 @@ fn remove(paths: impl IntoIterator<Item = PathBuf>) {
 }
 
 pub(super) fn disk(message: impl Into<String>, cause: io::Error) -> Error {
+    if cause.get_ref().is_some_and(|inner| inner.is::<Full>()) {
+        return Error::passing(Side::Gateway, message).because(cause).remedy(
+            "nothing more is taken from the source until the destination has caught up, or state.max_bytes is raised; the source keeps it in its output buffer and its backlog meanwhile",
+        );
+    }
     let full = cause.kind() == io::ErrorKind::StorageFull || cause.kind() == io::ErrorKind::QuotaExceeded;
     let error = Error::passing(Side::Gateway, message).because(cause);
     if full { error.remedy("make room on the file system of state_dir; it goes on by itself") } else { error }

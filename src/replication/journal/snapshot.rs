@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::JournalOptions;
+
 /// What is known of the current snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
@@ -76,11 +78,12 @@ impl Progress {
 pub(in crate::replication) struct SnapshotWriter {
     file: File,
     progress: Arc<Progress>,
+    options: JournalOptions,
 }
 
 impl SnapshotWriter {
-    pub(super) fn new(file: File, progress: Arc<Progress>) -> Self {
-        Self { file, progress }
+    pub(super) fn new(file: File, progress: Arc<Progress>, options: JournalOptions) -> Self {
+        Self { file, progress, options }
     }
 
     /// Appends as much of `bytes` as the disk takes, at least one byte, and says how much.
@@ -88,6 +91,7 @@ impl SnapshotWriter {
     /// # Errors
     /// The disk is full, or fails. Nothing is lost: the same bytes may be given again.
     pub(in crate::replication) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.options.admit(self.progress.bytes() + bytes.len() as u64)?;
         let written = loop {
             match self.file.write(bytes) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -180,7 +184,8 @@ mod tests {
     fn pair(dir: &std::path::Path) -> (SnapshotWriter, SnapshotReader) {
         let path = dir.join("snapshot");
         let progress = Progress::arriving(None);
-        let writer = SnapshotWriter::new(File::create(&path).unwrap(), progress.clone());
+        let writer =
+            SnapshotWriter::new(File::create(&path).unwrap(), progress.clone(), JournalOptions::default());
         (writer, SnapshotReader::new(File::open(path).unwrap(), progress))
     }
 

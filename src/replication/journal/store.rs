@@ -86,6 +86,7 @@ impl Journal {
         }
         let (series, from) = {
             let inner = self.shared.inner.lock();
+            self.shared.options.admit(inner.occupied() + tail.pending_bytes as u64)?;
             (inner.meta.series, inner.flushed)
         };
         if tail.open.is_none() {
@@ -135,6 +136,12 @@ impl Journal {
 }
 
 impl Inner {
+    /// Bytes of snapshot and stream on disk.
+    fn occupied(&self) -> u64 {
+        let stream = self.segments.front().map_or(0, |first| self.flushed.saturating_sub(first.base));
+        stream + self.snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes())
+    }
+
     /// Lets go of what is on disk and beyond the bound.
     fn shrink(&mut self, most: usize) {
         while self.recent_bytes > most && self.recent.front().is_some_and(|chunk| chunk.end() <= self.flushed)

@@ -10,7 +10,7 @@ fn at(replid: &str, offset: u64) -> Position {
 }
 
 fn small() -> JournalOptions {
-    JournalOptions { segment_bytes: 4096, keep_bytes: 0, recent_bytes: 1024 }
+    JournalOptions { segment_bytes: 4096, keep_bytes: 0, recent_bytes: 1024, max_bytes: None }
 }
 
 /// A stream whose every byte tells its offset.
@@ -336,7 +336,8 @@ async fn any_order_of_steps_keeps_the_stream_whole() {
             state % below
         };
         let dir = tempfile::tempdir().unwrap();
-        let options = JournalOptions { segment_bytes: 3000, keep_bytes: 2000, recent_bytes: 700 };
+        let options =
+            JournalOptions { segment_bytes: 3000, keep_bytes: 2000, recent_bytes: 700, max_bytes: None };
         let mut journal = Journal::open_with(dir.path(), options).unwrap();
         journal.begin_tail(Some(ID), 50).unwrap();
         let mut flushed = 50;
