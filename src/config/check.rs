@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::file::{self, File, Workers};
 use super::{
-    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Listen, ListenTls, Mirror,
-    OnConflict, OnError, Retry, Secret, Snapshot, Verify, units,
+    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, FeedFrom, Listen, ListenTls,
+    Mirror, OnConflict, OnError, Retry, Secret, Snapshot, Verify, units,
 };
 use crate::Side;
 use crate::server::TlsOptions;
@@ -16,6 +16,9 @@ type Result<T> = std::result::Result<T, ConfigError>;
 
 pub(super) fn check(file: File) -> Result<Config> {
     not_in_this_version(&file)?;
+    if file.destination.feed_from != FeedFrom::default() {
+        return Err(ConfigError::new("[destination] knows no feed_from").remedy("it belongs to [source]"));
+    }
     let listen = listen(&file.listen)?;
     let admin = admin(&file.admin)?;
     let source = server(Side::Source, &file.source)?.ok_or_else(|| {
@@ -60,6 +63,7 @@ pub(super) fn check(file: File) -> Result<Config> {
         name,
         environment: file.environment.trim().to_owned(),
         state_dir: file.state_dir,
+        feed_from: file.source.feed_from,
         journal_bytes: match file.state.max_bytes {
             0 => None,
             most => Some(within_size("state.max_bytes", most, 64 << 20, 1 << 50)? as u64),

@@ -184,6 +184,18 @@ pub(super) struct Server {
     pub(super) password: Option<Hidden>,
     pub(super) password_file: Option<PathBuf>,
     pub(super) tls: Option<ServerTls>,
+    pub(super) feed_from: FeedFrom,
+}
+
+/// `source.feed_from`: which server of the source gives the snapshot and the stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedFrom {
+    /// The source itself.
+    #[default]
+    Primary,
+    /// One of its replicas that is in step; the source itself while there is none.
+    Replica,
 }
 
 /// `[source.tls]` and `[destination.tls]`.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use check::is_loopback;
 pub use file::{
-    FeedChoice, File, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod, Throttle,
+    FeedChoice, FeedFrom, File, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod, Throttle,
 };
 
 use crate::server::{Endpoint, Secret};
@@ -37,6 +37,8 @@ pub struct Config {
     pub environment: String,
     /// Where the record and the journal live.
     pub state_dir: PathBuf,
+    /// Which server of the source is read.
+    pub feed_from: FeedFrom,
     /// How large the journal of a mirror may become on disk.
     pub journal_bytes: Option<u64>,
     /// Where applications connect.

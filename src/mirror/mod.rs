@@ -77,6 +77,8 @@ pub(crate) use serve::make_writable;
 pub struct MirrorOptions {
     /// The server whose stream is read.
     pub from: Endpoint,
+    /// Whether it is read from one of that server's replicas, where one is in step.
+    pub from_replica: bool,
     /// The server that is written to.
     pub to: Endpoint,
     /// Which of a migration's two mirrors this is.
@@ -124,6 +126,7 @@ impl MirrorOptions {
     ) -> Self {
         Self {
             from,
+            from_replica: false,
             to,
             direction,
             dir,

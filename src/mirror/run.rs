@@ -412,6 +412,7 @@ impl Task {
             self.cancel.child_token(),
         );
         options.hurry = Arc::clone(&self.hurry);
+        options.prefer_replica = self.options.from_replica;
         self.receiver = Some(Receiver::spawn(options));
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::{Controller, Note, RETRY, Running};
+use crate::config::FeedFrom;
 use crate::cutover::live::{connect, strays, take_down};
 use crate::error::{Error, Result, Side};
 use crate::migration::handle::ResumeRequest;
@@ -61,6 +62,7 @@ impl Controller {
         // What the source holds was all its own, and came here: on the way back there is nothing to be kept.
         if direction == Direction::Forward {
             options.on_existing_key = self.config.snapshot.on_existing_key;
+            options.from_replica = self.config.feed_from == FeedFrom::Replica;
         }
         options.on_unsupported = self.config.snapshot.on_unsupported;
         options.journal_bytes = self.config.journal_bytes;

@@ -5,6 +5,8 @@
 //! journal; it ends when it is cancelled, or at a fault that lasts (a refused login, a server that lets nobody
 //! replicate it).
 
+mod replica;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +65,8 @@ pub enum ReceiveFrom {
 pub struct ReceiverOptions {
     /// The server to replicate.
     pub endpoint: Endpoint,
+    /// Whether one of its replicas is to be read instead, where one is in step.
+    pub prefer_replica: bool,
     /// Where everything goes. No other receiver may write to it.
     pub journal: Arc<Journal>,
     /// Where to begin.
@@ -100,6 +104,7 @@ impl ReceiverOptions {
     ) -> Self {
         Self {
             endpoint,
+            prefer_replica: false,
             journal,
             start,
             acked,
@@ -310,6 +315,24 @@ impl Task {
         }
     }
 
+    /// The server to read from, this time.
+    async fn choose(&self, ask: &Ask) -> Result<Endpoint> {
+        let source = &self.options.endpoint;
+        if !self.options.prefer_replica {
+            return Ok(source.clone());
+        }
+        let offset = if let Ask::Behind { offset, .. } = ask { *offset } else { 0 };
+        let found = replica::choose(source, offset, self.options.connect_timeout).await?;
+        match &found {
+            Some(replica) => tracing::info!(replica = %replica.address, "the stream is read from a replica"),
+            None => tracing::info!(
+                side = %source.side,
+                "no replica is in step and can be reached: the stream is read from the server itself"
+            ),
+        }
+        Ok(found.unwrap_or_else(|| source.clone()))
+    }
+
     /// One connection, from its beginning to its end. `Ok`: the next one should follow at once.
     async fn attempt(&mut self) -> Result<()> {
         self.persist(Self::place).await;
@@ -321,7 +344,8 @@ impl Task {
             connect_timeout: self.options.connect_timeout,
             idle_timeout: self.options.idle_timeout,
         };
-        let mut attached = handshake::introduce(&self.options.endpoint, &how).await?;
+        let endpoint = self.choose(&ask).await?;
+        let mut attached = handshake::introduce(&endpoint, &how).await?;
         if ask == Ask::Everything {
             self.note(|state| state.link = Link::WaitingForSnapshot);
         }
