@@ -177,6 +177,19 @@ fn as_source(source: &Server, all: &mut Vec<Finding>) {
         Some(backlog) => all.push(Finding::ok(side, format!("repl-backlog-size is {}", about(backlog)))),
         None => {}
     }
+    let beside = source.machine_memory.saturating_sub(source.resident_memory);
+    if fork_is_tight(source) {
+        all.push(Finding::warn(
+            side,
+            format!(
+                "its machine has {} of memory beside the {} that it uses: the child that writes the snapshot may need as \
+                 much again while applications write",
+                about(beside),
+                about(source.resident_memory)
+            ),
+            "give the snapshot from a replica (source.feed_from = \"replica\"), or begin when few writes come",
+        ));
+    }
     if !source.capabilities.pause_write {
         all.push(Finding::warn(
             side,
@@ -184,6 +197,12 @@ fn as_source(source: &Server, all: &mut Vec<Finding>) {
             "let every application connect to the gateway before the cutover",
         ));
     }
+}
+
+/// Whether a copy of half of the pages that hold data, which a child's parent makes when it changes them, may not fit.
+fn fork_is_tight(source: &Server) -> bool {
+    let beside = source.machine_memory.saturating_sub(source.resident_memory);
+    source.machine_memory > 0 && source.used_memory > 64 * MIB && source.used_memory / 2 > beside
 }
 
 /// Whether the source would drop a replica that reads a whole snapshot while writes pile up behind it.
@@ -419,6 +438,7 @@ mod tests {
             role: "master".into(),
             loading: false,
             used_memory: 100 * MIB,
+            resident_memory: 0,
             maxmemory: 0,
             policy: "noeviction".into(),
             machine_memory: 1024 * MIB,
@@ -516,6 +536,12 @@ mod tests {
         only(&after(|_, d, _| d.maxmemory = 50 * MIB), Error, Destination, "maxmemory is 50.0 MiB");
         only(&after(|_, d, _| d.maxmemory = 110 * MIB), Warn, Destination, "maxmemory is 110 MiB");
         only(&after(|_, d, _| d.machine_memory = MIB), Error, Destination, "the machine's memory");
+        only(
+            &after(|s, _, _| s.resident_memory = 980 * MIB),
+            Warn,
+            Source,
+            "the child that writes the snapshot",
+        );
         only(&after(|s, _, _| s.capabilities.rdb_version = 12), Warn, Destination, "older than the source");
         only(&after(|_, d, _| d.capabilities.functions = false), Warn, Destination, "functions (7.0)");
         only(&after(|s, _, _| s.modules.push("search".into())), Warn, Destination, "search");

@@ -58,6 +58,8 @@ pub(super) struct Server {
     pub(super) role: String,
     pub(super) loading: bool,
     pub(super) used_memory: u64,
+    /// What the machine gives for it.
+    pub(super) resident_memory: u64,
     /// 0 is no limit.
     pub(super) maxmemory: u64,
     pub(super) policy: String,
@@ -121,6 +123,7 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         role: text("role"),
         loading: info.get("loading") == Some("1"),
         used_memory: number("used_memory"),
+        resident_memory: number("used_memory_rss"),
         maxmemory: number("maxmemory"),
         policy: text("maxmemory_policy"),
         machine_memory: number("total_system_memory"),
