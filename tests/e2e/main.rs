@@ -24,6 +24,7 @@ mod h07_scripts_admin;
 mod h08_slow_clients;
 mod h09_source_away;
 mod h13_crashes;
+mod h14_cut_off;
 mod h30_switches;
 mod h31_blocked;
 mod h32_half_sent;

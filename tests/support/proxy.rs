@@ -40,6 +40,7 @@ struct Shared {
     /// Cancelled to reset every connection of this generation.
     cut: Mutex<CancellationToken>,
     refuse: watch::Sender<bool>,
+    target: Mutex<String>,
 }
 
 /// A running proxy; dropping it resets its connections.
@@ -59,6 +60,7 @@ impl Proxy {
             rules,
             cut: Mutex::new(CancellationToken::new()),
             refuse: watch::Sender::new(false),
+            target: Mutex::new(target),
         });
         let stop = CancellationToken::new();
         let (state, stopped) = (shared.clone(), stop.clone());
@@ -73,7 +75,8 @@ impl Proxy {
                     reset(&client);
                     continue;
                 }
-                tokio::spawn(relay(client, target.clone(), state.clone(), stopped.clone()));
+                let target = state.target.lock().clone();
+                tokio::spawn(relay(client, target, state.clone(), stopped.clone()));
             }
         });
         Self { address, shared, stop }
@@ -98,6 +101,11 @@ impl Proxy {
     /// Resets every connection there is.
     pub fn cut(&self) {
         std::mem::replace(&mut *self.shared.cut.lock(), CancellationToken::new()).cancel();
+    }
+
+    /// New connections go to another server, as when a name points elsewhere after a failover.
+    pub fn lead_to(&self, target: String) {
+        *self.shared.target.lock() = target;
     }
 
     /// New connections are reset at once.
