@@ -7,6 +7,7 @@ use crate::config::units;
 use crate::migration::status::{
     ActiveSide, MirrorDirection, Phase, Snapshot, Status, SwitchEntry, SwitchKind, SwitchOutcome, Travels,
 };
+use crate::mirror::LagFrom;
 
 /// What a phase means.
 fn meaning(phase: Phase) -> &'static str {
@@ -165,10 +166,14 @@ pub(super) fn status(status: &Status) -> String {
             MirrorDirection::Forward => "source → destination",
             MirrorDirection::Reverse => "destination → source",
         };
+        let by = match status.mirror.lag_from {
+            LagFrom::Heartbeat => "",
+            LagFrom::Stream => "without a heartbeat, ",
+        };
         row(
             "mirror",
             format!(
-                "{way}, {} behind ({}); {} commands applied, {} conflicts",
+                "{way}, {} behind ({by}{}); {} commands applied, {} conflicts",
                 output::ms(status.mirror.lag_ms),
                 units::about(status.mirror.lag_bytes),
                 output::count(status.mirror.commands_applied),

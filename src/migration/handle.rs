@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::{Status, SwitchEntry, SwitchRequest};
-use crate::config::Throttle;
 use crate::cutover::Plan;
 use crate::error::{Error, Result, Side};
-use crate::mirror::{Limits, ThrottleRequest};
+use crate::mirror::{Limits, ThrottleRequest, Throttling};
 use crate::verify;
 
 /// What came of a request to switch. As JSON: the entry, or the plan.
@@ -71,7 +70,7 @@ impl Handle {
     }
 
     /// Changes how fast the copy and the mirror may go, until the gateway ends; answers what is in force now.
-    pub fn throttle(&self, request: &ThrottleRequest) -> Throttle {
+    pub fn throttle(&self, request: &ThrottleRequest) -> Throttling {
         self.limits.change(request);
         self.limits.status()
     }

@@ -7,19 +7,22 @@
 //! A mirror that is behind and a link to the source that is down look alike from the position alone. So the stage is
 //! `live` only while the source's stream arrives.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 
 use super::batch::{Answer, Batch, Collector};
-use super::limits::Pace;
+use super::heartbeat::{Heartbeat, heartbeat_key};
 use super::link::{Link, Opened};
 use super::notes::{Failure, Failures};
 use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
 use super::settle::{self, Sweep};
 use super::transform::{Dialect, Mode, Transform};
 use super::{Position, Request, SettleReport, Stage, Trouble};
+use crate::backfill::Pace;
 use crate::config::{OnConflict, OnError, OnUnsupported};
 use crate::error::{Error, Result, Side};
 use crate::replication::{JournalReader, Link as ReceiverLink};
@@ -102,6 +105,7 @@ impl Task {
             collector.join_nothing();
         }
         self.forget_skipped(position.offset, &mut collector)?;
+        self.begin_heartbeat(&mut collector);
         let now = Instant::now();
         let mut flow = Flow {
             link,
@@ -109,7 +113,7 @@ impl Task {
             dialect,
             collector,
             reader,
-            pace: Pace::new(self.options.limits.clone()),
+            pace: Pace::new(Arc::clone(&self.options.limits.mirror), now.into_std()),
             written: position.offset,
             written_at: now,
             sent_at: now,
@@ -232,6 +236,7 @@ impl Task {
         let (sealed, _) = flow.collector.sealed();
         if !flow.collector.has_effects() {
             self.note_applied(sealed);
+            self.note_beat(flow, sealed);
             if self.is_waiting() && sealed == self.journal.received() {
                 // Connected again, and there was nothing to do.
                 self.recovered();
@@ -278,7 +283,7 @@ impl Task {
         for (digest, text) in flow.collector.transform().scripts().take_fresh() {
             self.notes.keep_script(&digest, &text)?;
         }
-        flow.pace.spend(batch.commands, batch.wire.len());
+        flow.pace.spend(Instant::now().into_std(), batch.wire.len(), batch.commands);
         flow.link.send(batch);
         flow.sent_at = Instant::now();
         flow.probes = 0;
@@ -287,11 +292,28 @@ impl Task {
 
     /// When the limits let the next batch go. Near a switch nothing is held back.
     fn held_until(&self, flow: &Flow) -> Option<Instant> {
-        flow.pace.held_until().filter(|_| !self.is_hurried())
+        let held = flow.pace.held_until(Instant::now().into_std());
+        held.filter(|_| !self.is_hurried()).map(Instant::from_std)
     }
 
     fn note_applied(&self, offset: u64) {
         self.applied.send_if_modified(|applied| std::mem::replace(applied, offset) != offset);
+    }
+
+    /// The beats go on while connections to the destination come and go.
+    fn begin_heartbeat(&mut self, collector: &mut Collector) {
+        let Some(interval) = self.options.heartbeat else { return };
+        collector.watch_heartbeat(heartbeat_key(&self.options.id));
+        if self.heartbeat.is_none() {
+            let (from, quiet) = (&self.options.from, Arc::clone(&self.hurry));
+            self.heartbeat = Some(Heartbeat::spawn(from, &self.options.id, interval, quiet));
+        }
+    }
+
+    fn note_beat(&mut self, flow: &mut Flow, applied: u64) {
+        if let (Some(ms), Some(heartbeat)) = (flow.collector.beat_before(applied), &mut self.heartbeat) {
+            heartbeat.passed(ms);
+        }
     }
 
     /// `Some`: applying ends.
@@ -303,15 +325,15 @@ impl Task {
                     self.failed(&batch, &failed)?;
                 }
                 self.recovered_from_stall(flow);
+                flow.pace.worked(Instant::now().into_std(), flow.sent_at.elapsed());
                 self.state.commands_applied += batch.commands;
                 flow.written = batch.end;
                 flow.written_at = Instant::now();
                 flow.sweep_turn = flow.sweep.is_some();
-                if !flow.collector.has_effects() {
-                    self.note_applied(flow.collector.sealed().0);
-                } else {
-                    self.note_applied(batch.end);
-                }
+                let applied =
+                    if flow.collector.has_effects() { batch.end } else { flow.collector.sealed().0 };
+                self.note_applied(applied);
+                self.note_beat(flow, applied);
                 flow.collector.recycle(batch);
                 Ok(None)
             }
@@ -632,7 +654,14 @@ impl Task {
             lost = true;
             lag = lag.max(since.elapsed().as_secs_f64() * 1000.0);
         }
-        self.set_lag(lag);
+        let mut shown = lag;
+        if let Some(heartbeat) = &mut self.heartbeat {
+            lag = lag.max(heartbeat.late_ms());
+            // Near a switch no beats come, and the last one says nothing about now.
+            let last = if self.hurry.load(Relaxed) { None } else { heartbeat.lag_ms() };
+            shown = lag.max(last.unwrap_or(0.0));
+        }
+        self.set_lag(shown);
         let streaming = matches!(link, Some(ReceiverLink::Streaming));
         let was_live = self.state.stage == Stage::Live;
         let stage = if *self.paused.borrow() {

@@ -23,12 +23,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::governor;
+use super::heartbeat::Heartbeat;
 use super::link::{self, Found, Opened};
 use super::notes::Notes;
 use super::position::lineage;
 use super::{
-    Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution, Stage, Start,
-    Trouble,
+    Direction, LagFrom, Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution,
+    Stage, Start, Trouble,
 };
 use crate::config::OnExistingKey;
 use crate::error::{Error, Result, Side};
@@ -98,7 +100,8 @@ pub(super) struct Task {
     pub(super) journal: Arc<Journal>,
     pub(super) receiver: Option<ReceiverHandle>,
     /// A switch is near: [`ReceiverOptions::hurry`].
-    hurry: Arc<AtomicBool>,
+    pub(super) hurry: Arc<AtomicBool>,
+    pub(super) heartbeat: Option<Heartbeat>,
     /// The destination refused what was joined from several commands.
     pub(super) each_by_itself: bool,
     /// Commands that the destination does not know, and that are left out, in lower case.
@@ -162,6 +165,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         journal: Arc::new(journal),
         receiver: None,
         hurry: Arc::default(),
+        heartbeat: None,
         each_by_itself: false,
         left_out: HashSet::new(),
         applied,
@@ -177,6 +181,10 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         behind_since: None,
         jitter: unix_ms() | 1,
     };
+    let governor = (task.options.direction == Direction::Forward).then(|| {
+        let (to, limits) = (task.options.to.clone(), Arc::clone(&task.options.limits));
+        tokio::spawn(governor::run(to, limits, task.publish.subscribe()))
+    });
     loop {
         match task.session().await {
             Err(End::Stopped) => break,
@@ -194,6 +202,13 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
             }
             Ok(()) => {}
         }
+    }
+    if let Some(governor) = governor {
+        governor.abort();
+        let _ = governor.await;
+    }
+    if let Some(heartbeat) = task.heartbeat.take() {
+        heartbeat.stop().await;
     }
     if let Some(receiver) = task.receiver.take() {
         receiver.stop().await;
@@ -588,11 +603,19 @@ impl Task {
 
     /// Shows the state to whoever watches.
     pub(super) fn publish(&mut self) {
+        self.state.heartbeat = self.heartbeat.as_ref().and_then(Heartbeat::last);
+        self.state.lag_from =
+            if self.state.heartbeat.is_some() { LagFrom::Heartbeat } else { LagFrom::Stream };
         self.state.received = self.journal.received();
         self.state.applied = *self.applied.borrow();
         if let Some(replid) = self.journal.replid() {
             self.state.replid = replid;
         }
+        // It waits by itself and ends by itself, so it stands beside what the stages note and forget.
+        let waits = self.options.limits.automatic().filter(|_| self.options.direction == Direction::Forward);
+        let waits = waits.and_then(|automatic| automatic.trouble(&self.options.to));
+        let noted = self.state.error.clone();
+        self.state.error = noted.clone().or(waits);
         self.publish.send_if_modified(|shown| {
             let differs = *shown != self.state;
             if differs {
@@ -600,6 +623,7 @@ impl Task {
             }
             differs
         });
+        self.state.error = noted;
     }
 }
 

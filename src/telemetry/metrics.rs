@@ -32,6 +32,7 @@ pub struct Metrics {
     applied_offset: Gauge,
     lag_bytes: Gauge,
     lag_seconds: Gauge,
+    heartbeat_age_seconds: Gauge,
     commands_applied: Counter,
     conflicts: Counter,
     switches: Vec<(SwitchKind, SwitchOutcome, Counter)>,
@@ -146,7 +147,12 @@ impl Metrics {
             lag_seconds: gauge(
                 "crossfade_mirror_lag_seconds",
                 Unit::Seconds,
-                "Age of the oldest byte that is not applied",
+                "Age of the oldest byte that is not applied, or the lag of the last heartbeat",
+            ),
+            heartbeat_age_seconds: gauge(
+                "crossfade_mirror_heartbeat_age_seconds",
+                Unit::Seconds,
+                "Time since the last heartbeat came by, NaN without heartbeats",
             ),
             commands_applied: counter(
                 "crossfade_mirror_commands_applied_total",
@@ -192,6 +198,7 @@ impl Metrics {
         self.applied_offset.set(status.mirror.applied_offset as f64);
         self.lag_bytes.set(status.mirror.lag_bytes as f64);
         self.lag_seconds.set(status.mirror.lag_ms / 1000.0);
+        self.heartbeat_age_seconds.set(status.mirror.heartbeat_age_ms.map_or(f64::NAN, |ms| ms / 1000.0));
         self.commands_applied.absolute(status.mirror.commands_applied);
         self.conflicts.absolute(status.mirror.conflicts);
 

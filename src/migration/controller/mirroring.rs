@@ -65,6 +65,7 @@ impl Controller {
         };
         options.limits = Arc::clone(&self.limits);
         options.retry = self.config.retry;
+        options.heartbeat = self.config.heartbeat;
         if active == ActiveSide::Source {
             options.own_keys =
                 vec![(holder::KEY.to_owned(), Holder::this(&self.record.id).to_string().into_bytes())];

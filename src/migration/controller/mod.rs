@@ -522,7 +522,7 @@ impl Controller {
         self.begin = None;
         let mirror = self.running.as_ref().map(|running| running.mirror.clone());
         let within = self.config.server.connect_timeout;
-        self.ending = Some(tokio::spawn(ending::end(mirror, active, other, within)));
+        self.ending = Some(tokio::spawn(ending::end(mirror, active, other, within, self.record.id.clone())));
     }
 
     async fn tick(&mut self) {

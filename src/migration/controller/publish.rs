@@ -48,6 +48,8 @@ impl Controller {
             applied_offset: state.applied,
             lag_bytes: state.received.saturating_sub(state.applied),
             lag_ms: state.lag_ms,
+            lag_from: state.lag_from,
+            heartbeat_age_ms: state.heartbeat.map(|at| (at.elapsed().as_secs_f64() * 1000.0).round()),
             commands_applied: state.commands_applied,
             conflicts: state.conflicts,
             ..MirrorStatus::default()

@@ -17,9 +17,9 @@
 //! A batch ends only where no transaction of the source is open, so a transaction larger than the limits
 //! makes one large batch. A transaction of which only a part has arrived is carried over to the next batch.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
-use super::decode::Decoder;
+use super::decode::{Command, Decoder};
 use super::position::POSITION_KEY;
 use super::transform::{Plan, Transform, select};
 use crate::resp::scan::{ProtocolError, ReplyScanner};
@@ -33,6 +33,9 @@ const SET_HEAD: &[u8] = b"*3\r\n$3\r\nSET\r\n";
 /// SETs that become one MSET at most, and how large each may be: larger ones gain nothing.
 const RUN: usize = 16;
 const SMALL: usize = 1024;
+
+/// Beats that are remembered.
+const BEATS: usize = 16;
 
 /// Memory that a buffer may keep for the next batch.
 const KEEP: usize = 4 * 1024 * 1024;
@@ -205,6 +208,9 @@ pub struct Collector {
     hold: u64,
     /// Commands that a person decided to leave out, by the offset of their last byte.
     skip: HashSet<u64>,
+    /// The key of the heartbeat, and the beats that were read: offset of the last byte, and content.
+    heartbeat: Vec<u8>,
+    beats: VecDeque<(u64, u64)>,
 }
 
 impl Collector {
@@ -226,6 +232,8 @@ impl Collector {
             discard: 0,
             hold: u64::MAX,
             skip: HashSet::new(),
+            heartbeat: Vec::new(),
+            beats: VecDeque::new(),
         }
     }
 
@@ -261,6 +269,23 @@ impl Collector {
     /// Leaves out the command that ends at this offset.
     pub fn skip(&mut self, end: u64) {
         self.skip.insert(end);
+    }
+
+    /// Remembers the beats of this key, which are not passed on.
+    pub fn watch_heartbeat(&mut self, key: String) {
+        self.heartbeat = key.into_bytes();
+    }
+
+    /// The content of the last beat up to `applied`, if there is one that was not answered before.
+    pub fn beat_before(&mut self, applied: u64) -> Option<u64> {
+        let mut last = None;
+        while let Some(&(end, ms)) = self.beats.front()
+            && end <= applied
+        {
+            last = Some(ms);
+            self.beats.pop_front();
+        }
+        last
     }
 
     /// From here on every SET goes by itself, as it came.
@@ -317,7 +342,7 @@ impl Collector {
             let end = command.end;
             let at = self.open.wire.len();
             match self.transform.plan(&command) {
-                Plan::Skip => {}
+                Plan::Skip => note_beat(&command, &self.heartbeat, &mut self.beats),
                 Plan::Select(db) => self.db = db,
                 Plan::Multi => {
                     // What comes may have to wait for its EXEC, and what was collected before must not.
@@ -466,6 +491,25 @@ impl Collector {
     pub fn recycle(&mut self, batch: Batch) {
         self.spare = batch;
         self.spare.clear();
+    }
+}
+
+/// Takes note of a command that is passed over, if it is a beat.
+fn note_beat(command: &Command<'_>, key: &[u8], beats: &mut VecDeque<(u64, u64)>) {
+    if key.is_empty() || command.argc() < 3 {
+        return;
+    }
+    let mut args = command.args().skip(1);
+    if args.next() != Some(key) {
+        return;
+    }
+    let content = args.next().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    if let Some(ms) = content {
+        // Those in front tell the age of what waits; of those behind, the last one is enough.
+        if beats.len() == BEATS {
+            beats.pop_back();
+        }
+        beats.push_back((command.end, ms));
     }
 }
 
