@@ -181,6 +181,11 @@ pub(super) fn status(status: &Status) -> String {
             ),
         );
     }
+    let skipped = &status.mirror.skipped;
+    if skipped.count > 0 {
+        let more = if skipped.count > skipped.named.len() as u64 { "; …" } else { "" };
+        row("skipped", format!("{}: {}{more}", output::count(skipped.count), skipped.named.join("; ")));
+    }
     if status.active == ActiveSide::Destination {
         let safe = if status.rollback_safe { "safe" } else { "NOT safe: the source would miss writes" };
         row("rollback", safe.into());

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::file::{self, File, Workers};
 use super::{
-    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Listen, ListenTls, Mirror,
-    OnConflict, OnError, Retry, Secret, Snapshot, Verify, units,
+    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Listen, ListenTls, Mirror, Retry,
+    Secret, Snapshot, Verify, units,
 };
 use crate::Side;
 use crate::server::TlsOptions;
@@ -113,8 +113,6 @@ fn not_in_this_version(file: &File) -> Result<()> {
     let defaults = File::default();
     let later = [
         ("mirror.feed = \"tap\"", file.mirror.feed == FeedChoice::Tap),
-        ("mirror.on_conflict other than \"stop\"", file.mirror.on_conflict != OnConflict::Stop),
-        ("mirror.on_error other than \"stop\"", file.mirror.on_error != OnError::Stop),
         ("[filter]", file.filter != defaults.filter),
         ("[map]", file.map != defaults.map),
         ("[shadow]", file.shadow != defaults.shadow),

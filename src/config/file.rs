@@ -267,7 +267,8 @@ pub enum FeedChoice {
 pub enum OnConflict {
     /// The mirror stops and names the command; a person decides.
     Stop,
-    /// The key is copied anew from the active side.
+    /// Its keys are copied anew from the active side, at that place in the order.
+    #[serde(rename = "copy-key", alias = "copy")]
     Copy,
     /// The command is recorded and left out.
     Skip,
@@ -279,6 +280,9 @@ pub enum OnConflict {
 pub enum OnError {
     /// The mirror stops and names the command; a person decides.
     Stop,
+    /// The keys that the command changed are copied from the active side, at that place in the order.
+    #[serde(rename = "copy-key", alias = "copy")]
+    Copy,
     /// The command is recorded and left out.
     Skip,
 }

@@ -39,6 +39,8 @@ pub struct VerifyRequest {
 pub struct ResumeRequest {
     /// Leave out the commands that failed on the other side and stopped the mirror.
     pub skip_failed: bool,
+    /// Copy the keys of these commands anew.
+    pub copy_failed: bool,
 }
 
 /// A question to the controller with the way its answer comes back.
@@ -130,7 +132,7 @@ impl Handle {
     /// Goes on: after [`Handle::pause`], and after a failure whose cause was removed or is to be skipped.
     ///
     /// # Errors
-    /// When nothing is paused or failed; with `skip_failed`, when it was no command that failed.
+    /// When nothing is paused or failed; with `skip_failed` or `copy_failed`, when it was no command that failed.
     pub async fn resume(&self, request: ResumeRequest) -> Result<()> {
         self.ask(|answer| Ask::Resume(request, answer)).await
     }

@@ -181,7 +181,7 @@ pub struct Traffic {
     pub errors: u64,
 }
 
-/// What was left out because the destination is too old for it (`snapshot.on_unsupported = "drop"`).
+/// What was left out: because the destination is too old for it (`snapshot.on_unsupported = "drop"`), or because it failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// How much.
@@ -234,7 +234,7 @@ pub enum Feed {
 }
 
 /// The feed and its lag.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MirrorStatus {
     /// Which way.
     pub direction: MirrorDirection,
@@ -259,6 +259,12 @@ pub struct MirrorStatus {
     pub commands_applied: u64,
     /// Commands that the receiving server refused because its data differs.
     pub conflicts: u64,
+    /// Commands that were left out (`mirror.on_conflict`, `mirror.on_error`, `resume --skip-failed`).
+    #[serde(default)]
+    pub skipped: Dropped,
+    /// Keys that were copied anew because a command failed.
+    #[serde(default)]
+    pub copied: u64,
 }
 
 /// Something is wrong: where, what, and until when the gateway tries by itself.
@@ -484,8 +490,10 @@ mod tests {
                          "method": "commands", "dropped": {"count": 0, "named": []}},
             "mirror": {"direction": "forward", "feed": "stream", "received_offset": 0, "applied_offset": 0,
                        "lag_bytes": 0, "lag_ms": 0.0, "lag_from": "stream", "heartbeat_age_ms": null,
-                       "commands_applied": 0, "conflicts": 0},
-            "throttle": {"snapshot_bytes": "off", "snapshot_keys": "off", "mirror_ops": "off", "mirror_bytes": "off"},
+                       "commands_applied": 0, "conflicts": 0,
+                       "skipped": {"count": 0, "named": []}, "copied": 0},
+            "throttle": {"snapshot_bytes": "off", "snapshot_keys": "off", "mirror_ops": "off", "mirror_bytes": "off",
+                         "max_destination_latency": "off", "max_destination_memory": "off", "automatic": null},
             "switches": [{"kind": "cutover", "outcome": "committed", "reason": null, "epoch": 1,
                           "pause_ms": 0.0, "held_commands": 0, "max_hold_ms": 0.0,
                           "steps_ms": {"prepare": 0.0, "close_gate": 0.0, "drain_clients": 0.0, "fence": 0.0,

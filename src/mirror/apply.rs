@@ -17,13 +17,11 @@ use tokio::time::{Duration, Instant, MissedTickBehavior};
 use super::batch::{Answer, Batch, Collector};
 use super::heartbeat::{Heartbeat, heartbeat_key};
 use super::link::{Link, Opened};
-use super::notes::{Failure, Failures};
 use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
 use super::settle::{self, Sweep};
 use super::transform::{Dialect, Mode, Transform};
 use super::{Position, Request, SettleReport, Stage, Trouble};
 use crate::backfill::Pace;
-use crate::config::{OnConflict, OnError, OnUnsupported};
 use crate::error::{Error, Result, Side};
 use crate::replication::{JournalReader, Link as ReceiverLink};
 use crate::server::Client;
@@ -80,7 +78,7 @@ impl Task {
     /// Applies the stream behind a position that the destination holds.
     pub(super) async fn apply(&mut self, opened: Opened, position: Position) -> Step<Exit> {
         let Opened { link, client, dialect, .. } = opened;
-        self.applied.send_replace(position.offset);
+        self.stand_at(position.offset);
         let reader = match self.journal.reader(position.offset) {
             Ok(reader) => reader,
             // The receiver began a new stream in the meantime, or is about to.
@@ -106,6 +104,7 @@ impl Task {
         }
         self.forget_skipped(position.offset, &mut collector)?;
         self.begin_heartbeat(&mut collector);
+        self.begin_copying(&mut collector).await?;
         let now = Instant::now();
         let mut flow = Flow {
             link,
@@ -157,6 +156,10 @@ impl Task {
         loop {
             flow.collector.transform().tick(unix_ms());
             self.fill(flow)?;
+            if let Some(stuck) = flow.collector.stuck() {
+                self.widen(stuck)?;
+                return Ok(Exit::Reopen);
+            }
             if !flow.link.is_busy() {
                 if flow.sweep_turn || (flow.sweep.is_some() && !flow.collector.has_effects()) {
                     flow.sweep_turn = false;
@@ -221,7 +224,7 @@ impl Task {
             flow.collector.collect().map_err(|error| {
                 Error::new(self.options.from.side, "the replication stream cannot be read").because(error)
             })?;
-            if flow.collector.is_full() {
+            if flow.collector.is_full() || flow.collector.stuck().is_some() {
                 return Ok(());
             }
             match flow.reader.try_next() {
@@ -296,7 +299,11 @@ impl Task {
         held.filter(|_| !self.is_hurried()).map(Instant::from_std)
     }
 
-    fn note_applied(&self, offset: u64) {
+    pub(super) fn note_applied(&self, offset: u64) {
+        if self.copying.is_some() {
+            // Of the keys that are copied anew the destination has nothing yet.
+            return;
+        }
         self.applied.send_if_modified(|applied| std::mem::replace(applied, offset) != offset);
     }
 
@@ -321,15 +328,16 @@ impl Task {
         let side = self.options.to.side;
         match answer {
             Answer::Applied { failed } => {
-                if !failed.is_empty() {
-                    self.failed(&batch, &failed)?;
-                }
+                let copy = !failed.is_empty() && self.failed(&batch, &failed)?;
                 self.recovered_from_stall(flow);
                 flow.pace.worked(Instant::now().into_std(), flow.sent_at.elapsed());
                 self.state.commands_applied += batch.commands;
                 flow.written = batch.end;
                 flow.written_at = Instant::now();
                 flow.sweep_turn = flow.sweep.is_some();
+                if copy || (batch.copies && !self.copied()?) {
+                    return Ok(Some(Exit::Reopen));
+                }
                 let applied =
                     if flow.collector.has_effects() { batch.end } else { flow.collector.sealed().0 };
                 self.note_applied(applied);
@@ -355,35 +363,12 @@ impl Task {
             Answer::Refused { index, text } => {
                 let named = index.map(|index| batch.name(index)).filter(|named| named.end != 0);
                 let Some(named) = named else {
+                    if batch.copies {
+                        return Err(self.copy_refused(&text).into());
+                    }
                     return Err(Error::new(side, format!("a batch was refused: {text}")).into());
                 };
-                let failure = self.failure(&named, text, false);
-                self.state.conflicts += 1;
-                let mut failures = self.notes.failures()?.unwrap_or_default();
-                if self.options.on_unsupported == OnUnsupported::Drop && is_unknown(&failure.error) {
-                    tracing::warn!(
-                        command = failure.command,
-                        key = failure.key,
-                        "the destination does not know this command: it is left out from here on"
-                    );
-                    let names = [failure.to_error(side, 0).message];
-                    self.state.dropped.add(1, names);
-                    self.notes.set_dropped(&self.state.dropped)?;
-                    self.left_out.insert(named.name.to_ascii_lowercase().into_bytes());
-                    self.state.conflicts -= 1;
-                    return Ok(Some(Exit::Reopen));
-                }
-                let stop = self.options.on_error == OnError::Stop;
-                let error = failure.to_error(side, 0);
-                tracing::warn!(%error, "the destination refuses a command");
-                if !stop {
-                    self.notes.log(&failure)?;
-                }
-                failures.commands.retain(|known| !known.passed && known.offset > flow.written);
-                failures.skip = !stop;
-                failures.commands.push(failure);
-                self.notes.set_failures(Some(&failures))?;
-                if stop { Err(error.into()) } else { Ok(Some(Exit::Reopen)) }
+                self.refused(flow.written, &named, text).map(Some)
             }
             Answer::Torn { text } => Err(Error::new(
                 side,
@@ -392,56 +377,6 @@ impl Task {
             .remedy("verify and repair before the switch")
             .into()),
         }
-    }
-
-    /// Commands failed inside EXEC: the rest of the batch, and the position, are applied.
-    fn failed(&mut self, batch: &Batch, failed: &[(usize, String)]) -> Step<()> {
-        let side = self.options.to.side;
-        let mut failures = Vec::new();
-        for (index, text) in failed {
-            let named = batch.name(*index);
-            if matches!(named.name.as_str(), "PUBLISH" | "SPUBLISH") {
-                continue;
-            }
-            failures.push(self.failure(&named, text.clone(), true));
-        }
-        let Some(first) = failures.first() else { return Ok(()) };
-        self.state.conflicts += failures.len() as u64;
-        let error = first.to_error(side, failures.len() - 1);
-        if self.options.on_conflict == OnConflict::Skip {
-            tracing::warn!(%error, "left out");
-            for failure in &failures {
-                self.notes.log(failure)?;
-            }
-            return Ok(());
-        }
-        self.notes.set_failures(Some(&Failures { commands: failures, skip: false }))?;
-        self.note_applied(batch.end);
-        self.state.commands_applied += batch.commands;
-        Err(error.into())
-    }
-
-    fn failure(&self, named: &super::batch::Named, error: String, passed: bool) -> Failure {
-        Failure {
-            at_ms: unix_ms(),
-            command: named.name.clone(),
-            key: named.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()),
-            db: named.db,
-            offset: named.end,
-            error,
-            passed,
-        }
-    }
-
-    /// Leaves out what was decided to be left out, and forgets what lies behind us.
-    fn forget_skipped(&mut self, after: u64, collector: &mut Collector) -> Result<()> {
-        let Some(mut failures) = self.notes.failures()? else { return Ok(()) };
-        failures.commands.retain(|failure| failure.offset > after);
-        for failure in &failures.commands {
-            collector.skip(failure.offset);
-        }
-        let left = !failures.commands.is_empty();
-        self.notes.set_failures(left.then_some(&failures))
     }
 
     /// After trouble with the connection to the destination.
@@ -671,6 +606,7 @@ impl Task {
         } else if streaming
             && !stalled
             && !self.is_waiting()
+            && self.copying.is_none()
             && lag <= if was_live { LIVE_MS * 10.0 } else { LIVE_MS }
         {
             Stage::Live
@@ -712,10 +648,4 @@ impl Task {
             );
         }
     }
-}
-
-/// Whether an answer says that the server has no such command.
-fn is_unknown(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    text.starts_with("err unknown command") || text.starts_with("err unknown subcommand")
 }

@@ -40,6 +40,8 @@
 
 mod apply;
 pub mod batch;
+mod conflict;
+pub mod copying;
 pub mod decode;
 pub mod expiry;
 mod governor;
@@ -273,6 +275,10 @@ pub struct MirrorState {
     pub commands_applied: u64,
     /// Commands that failed on the destination.
     pub conflicts: u64,
+    /// Those of them that were left out, by policy or by a person.
+    pub skipped: notes::Dropped,
+    /// Keys that were copied anew because of the others.
+    pub copied: u64,
     /// How far the snapshot is.
     pub snapshot: SnapshotProgress,
     /// What was left out because the destination has no command for it.
@@ -297,6 +303,8 @@ impl MirrorState {
             heartbeat: None,
             commands_applied: 0,
             conflicts: 0,
+            skipped: notes::Dropped::default(),
+            copied: 0,
             snapshot: SnapshotProgress::default(),
             dropped: notes::Dropped::default(),
             error: None,
@@ -324,6 +332,8 @@ pub struct SettleReport {
 pub enum Resolution {
     /// The command is left out.
     Skip,
+    /// Its keys are copied anew.
+    Copy,
 }
 
 /// What a handle asks of its mirror.

@@ -106,6 +106,8 @@ pub(super) struct Task {
     pub(super) each_by_itself: bool,
     /// Commands that the destination does not know, and that are left out, in lower case.
     pub(super) left_out: HashSet<Vec<u8>>,
+    /// Keys are being copied anew.
+    pub(super) copying: Option<CopyingNow>,
     /// The offset that the destination holds: for the source's ACK, and for whoever waits.
     pub(super) applied: watch::Sender<u64>,
     publish: watch::Sender<MirrorState>,
@@ -122,6 +124,15 @@ pub(super) struct Task {
     /// Since when something is received that is not applied, as far as that is known without the stream.
     behind_since: Option<Instant>,
     jitter: u64,
+}
+
+/// Keys that are being copied anew.
+#[derive(Debug)]
+pub(super) struct CopyingNow {
+    /// How many.
+    pub(super) keys: usize,
+    /// The stream in which their place is.
+    pub(super) replid: Option<String>,
 }
 
 /// What a handle and its task share.
@@ -158,7 +169,8 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
     };
     let Some((notes, journal)) = opened else { return };
     let Ends { publish, applied, requests, paused, going, cancel } = ends;
-    let state = MirrorState { dropped: notes.dropped(), ..publish.borrow().clone() };
+    let state =
+        MirrorState { dropped: notes.dropped(), skipped: notes.skipped(), ..publish.borrow().clone() };
     let mut task = Task {
         options,
         notes,
@@ -168,6 +180,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         heartbeat: None,
         each_by_itself: false,
         left_out: HashSet::new(),
+        copying: None,
         applied,
         publish,
         state,
@@ -453,9 +466,16 @@ impl Task {
         generation
     }
 
+    /// The destination's position, unless keys in front of it are yet to be copied anew.
+    pub(super) fn stand_at(&self, offset: u64) {
+        if self.notes.copies().is_ok_and(|copies| copies.is_empty()) {
+            self.applied.send_replace(offset);
+        }
+    }
+
     /// Makes sure that the journal gives the stream behind a position.
     async fn follow(&mut self, position: &Position) {
-        self.applied.send_replace(position.offset);
+        self.stand_at(position.offset);
         if self.receiver.is_none() || !self.journal.covers(position) {
             self.replace_receiver(ReceiveFrom::Continue(position.clone())).await;
         }
@@ -540,11 +560,15 @@ impl Task {
                 }
                 Some(request) = self.requests.recv() => request,
             };
-            let Request::Resolve { resolution: Resolution::Skip, reply } = request else {
+            let Request::Resolve { resolution, reply } = request else {
                 refuse(request, &format!("the mirror has failed: {}", error.message));
                 continue;
             };
-            let resolved = self.notes.skip_failures();
+            let resolved = match resolution {
+                Resolution::Skip => self.notes.skip_failures(self.options.to.side),
+                Resolution::Copy => self.notes.copy_failures(),
+            };
+            self.state.skipped = self.notes.skipped();
             let done = resolved.is_ok();
             let _ = reply.send(resolved);
             if done {

@@ -35,6 +35,8 @@ pub struct Metrics {
     heartbeat_age_seconds: Gauge,
     commands_applied: Counter,
     conflicts: Counter,
+    skipped: Counter,
+    copied: Counter,
     switches: Vec<(SwitchKind, SwitchOutcome, Counter)>,
     pause: Histogram,
     hold: Histogram,
@@ -164,6 +166,16 @@ impl Metrics {
                 Unit::Count,
                 "Commands refused because the data differs",
             ),
+            skipped: counter(
+                "crossfade_mirror_skipped_total",
+                Unit::Count,
+                "Commands left out because the receiving server did not run them",
+            ),
+            copied: counter(
+                "crossfade_mirror_keys_copied_total",
+                Unit::Count,
+                "Keys copied anew because a command on them failed",
+            ),
             switches,
             pause: histogram("crossfade_switch_pause_seconds", "From closing the gate to opening it"),
             hold: histogram(
@@ -201,6 +213,8 @@ impl Metrics {
         self.heartbeat_age_seconds.set(status.mirror.heartbeat_age_ms.map_or(f64::NAN, |ms| ms / 1000.0));
         self.commands_applied.absolute(status.mirror.commands_applied);
         self.conflicts.absolute(status.mirror.conflicts);
+        self.skipped.absolute(status.mirror.skipped.count);
+        self.copied.absolute(status.mirror.copied);
 
         let mut counted = self.counted.lock();
         let from = counted.replace(status.switches.len()).unwrap_or(status.switches.len());

@@ -307,7 +307,7 @@ impl Controller {
         match ask {
             Ask::Start(answer) => self.simple(Input::Start, answer).await,
             Ask::Pause(answer) => self.simple(Input::Pause, answer).await,
-            Ask::Resume(request, answer) => match self.skip_failed(request).await {
+            Ask::Resume(request, answer) => match self.resolve_failed(request).await {
                 Ok(()) => self.simple(Input::Resume, answer).await,
                 Err(error) => drop(answer.send(Err(error))),
             },

@@ -52,6 +52,8 @@ impl Controller {
             heartbeat_age_ms: state.heartbeat.map(|at| (at.elapsed().as_secs_f64() * 1000.0).round()),
             commands_applied: state.commands_applied,
             conflicts: state.conflicts,
+            skipped: Dropped { count: state.skipped.count, named: state.skipped.named },
+            copied: state.copied,
             ..MirrorStatus::default()
         });
         let status = Status {
