@@ -29,7 +29,7 @@ use crate::command::{Access, Effect, each_key, lookup, subcommand};
 use crate::error::{Error, Result, Side};
 use crate::resp::value::Value;
 use crate::resp::write;
-use crate::server::{Client, Endpoint, Info, passes};
+use crate::server::{Capabilities, Client, Endpoint, Info, passes};
 
 /// Keys that are copied at once, at most: they are in memory until they are written.
 const KEYS: usize = 1000;
@@ -188,6 +188,7 @@ pub async fn take(from: &Endpoint, keys: &[Place], replid: Option<&str>) -> Resu
     }
     let mut client = Client::open(&Endpoint { db: 0, ..from.clone() }, Duration::from_secs(5)).await?;
     client.set_timeout(TIMEOUT);
+    let exact = Capabilities::probe(&mut client).await?.pexpiretime;
     let mut selected = 0;
     for (db, key) in keys {
         if *db != selected {
@@ -208,21 +209,29 @@ pub async fn take(from: &Endpoint, keys: &[Place], replid: Option<&str>) -> Resu
     for (db, key) in keys {
         write::command(&mut out, &["SELECT", &db.to_string()]);
         write::command(&mut out, &[&b"DUMP"[..], key]);
-        write::command(&mut out, &[&b"PTTL"[..], key]);
+        write::command(&mut out, &[if exact { &b"PEXPIRETIME"[..] } else { b"PTTL" }, key]);
     }
     write::command(&mut out, &["EXEC"]);
     let mut replies = client.pipeline(&out, 4 + 3 * keys.len()).await?;
     if let Some(text) = replies.iter().find_map(Value::error) {
         let error = if passes(&text) { Error::passing } else { Error::new };
         return Err(error(side, format!("its keys cannot be read to be copied anew: {text}"))
-            .remedy("the gateway's user needs MULTI, INFO, TIME, SELECT, DUMP and PTTL there"));
+            .remedy("the gateway's user needs MULTI, INFO, TIME, SELECT, DUMP, PTTL and PEXPIRETIME there"));
     }
     let odd = || Error::passing(side, "MULTI with DUMP was answered with something else");
     let answers = replies.pop().and_then(Value::into_array).ok_or_else(odd)?;
-    read(keys, replid, answers, side)?.ok_or_else(odd)
+    read(keys, replid, exact, answers, side)?.ok_or_else(odd)
 }
 
-fn read(keys: &[Place], replid: Option<&str>, answers: Vec<Value>, side: Side) -> Result<Option<Copying>> {
+/// `exact`: expiries are points in time. Otherwise what is left, which is off by a millisecond when TIME was answered in the one
+/// before (from 7.0 on every command looks at the clock by itself, and earlier streams hold what is left too).
+fn read(
+    keys: &[Place],
+    replid: Option<&str>,
+    exact: bool,
+    answers: Vec<Value>,
+    side: Side,
+) -> Result<Option<Copying>> {
     if let Some(text) = answers.iter().find_map(Value::error) {
         return Err(Error::new(side, format!("a key cannot be read to be copied anew: {text}")));
     }
@@ -244,7 +253,7 @@ fn read(keys: &[Place], replid: Option<&str>, answers: Vec<Value>, side: Side) -
         return Ok(None);
     };
     // By the server's own clock, as the expiries in its stream are.
-    let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
+    let now_ms = if exact { 0 } else { seconds.saturating_mul(1000).saturating_add(micros / 1000) };
     let mut taken = Vec::with_capacity(keys.len());
     for place in keys {
         let (Some(_), Some(dump), Some(left)) = (answers.next(), answers.next(), answers.next()) else {
@@ -382,11 +391,13 @@ mod tests {
             ]
         };
         let keys = [place(0, "a"), place(3, "b")];
-        let copying = read(&keys, Some("x"), answers("x"), Side::Source).unwrap().unwrap();
+        let copying = read(&keys, Some("x"), false, answers("x"), Side::Source).unwrap().unwrap();
         assert_eq!(copying.until, 77);
         let expected = Dumped { payload: b"payload".to_vec(), expires_at: Some(100_025) };
         assert_eq!(copying.taken[0].value.as_ref(), Some(&expected));
         assert_eq!(copying.taken[1].value, None);
-        assert!(read(&keys, Some("x"), answers("y"), Side::Source).unwrap_err().retry);
+        let copying = read(&keys, Some("x"), true, answers("x"), Side::Source).unwrap().unwrap();
+        assert_eq!(copying.taken[0].value.as_ref().unwrap().expires_at, Some(20));
+        assert!(read(&keys, Some("x"), true, answers("y"), Side::Source).unwrap_err().retry);
     }
 }
