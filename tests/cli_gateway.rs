@@ -130,7 +130,7 @@ fn status_for_people_and_for_scripts() {
       active   source (epoch 0)
       clients  0 connected, 0 pinned
       traffic  0 commands, 0/s, 0 errors
-      mirror   source → destination, 0.00 ms behind (0 B); 0 commands applied, 0 conflicts
+      mirror   source → destination, 0.00 ms behind (without a heartbeat, 0 B); 0 commands applied, 0 conflicts
 
     Next: `crossfade cutover --dry-run` shows the plan, `crossfade cutover` switches.
     ");

@@ -168,7 +168,8 @@ async fn errors_have_a_side_a_remedy_and_a_fitting_status() {
     let (status, answer) = server.post("/v1/resume", JSON, "{}").await;
     assert_eq!((status, answer["error"]["side"].as_str()), (503, Some("destination")));
     server.post("/v1/resume", JSON, r#"{"skip_failed": true}"#).await;
-    let resumes = [false, true].map(|skip_failed| Order::Resume(ResumeRequest { skip_failed }));
+    let resumes = [false, true]
+        .map(|skip_failed| Order::Resume(ResumeRequest { skip_failed, ..ResumeRequest::default() }));
     assert_eq!(server.orders()[1..], resumes);
     server.post("/v1/throttle", JSON, r#"{"mirror_ops": "off", "snapshot_bytes": "2MB/s"}"#).await;
     let asked = ThrottleRequest {

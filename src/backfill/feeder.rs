@@ -3,14 +3,15 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::encoder::{Batch, Encoder, Part, Plan};
-use super::progress::{FailedKey, Failures, Progress, Throttle};
+use super::pace::Pace;
+use super::progress::{FailedKey, Failures, Progress};
 use super::{LoadOptions, OWN_PREFIX, cancelled};
 use crate::error::{Error, Result, Side};
 use crate::mirror::expiry::padded;
@@ -62,7 +63,7 @@ impl Feeder {
         cancel: CancellationToken,
     ) -> Self {
         let whole = u32::try_from(budget.available_permits()).unwrap_or(u32::MAX);
-        let pace = Pace { limits: Arc::clone(&options.throttle), since: Instant::now() };
+        let pace = Pace::new(Arc::clone(&options.throttle), Instant::now());
         let lanes = Lanes {
             senders,
             turn: 0,
@@ -229,7 +230,7 @@ impl Lanes {
         if self.cancel.is_cancelled() {
             return Err(Stopped);
         }
-        self.pace.wait(batch.bytes.len(), batch.keys, &self.cancel);
+        self.pace.wait(batch.bytes.len(), u64::from(batch.keys), &self.cancel);
         // The rest of a sequence follows its beginning.
         if batch.part != Part::Continue {
             self.turn = (self.turn + 1) % self.senders.len();
@@ -267,43 +268,5 @@ impl Lanes {
                 () = self.cancel.cancelled() => Err(Stopped),
             }
         })
-    }
-}
-
-/// Keeps the average speed under the limits. A pause earns no more than a tenth of a second, and a change of the limits counts
-/// at once for what is still to be waited.
-pub(super) struct Pace {
-    pub(super) limits: Arc<Throttle>,
-    /// The moment up to which the allowance is used up.
-    pub(super) since: Instant,
-}
-
-impl Pace {
-    const STEP: Duration = Duration::from_millis(50);
-
-    pub(super) fn wait(&mut self, bytes: usize, keys: u32, cancel: &CancellationToken) {
-        let now = Instant::now();
-        let credit = now.saturating_duration_since(self.since).min(Duration::from_millis(100));
-        let mut paid = credit.as_secs_f64();
-        let mut share = 1.0;
-        while !cancel.is_cancelled() {
-            let whole = self.seconds(bytes, keys);
-            let left = whole * share - paid;
-            if whole == 0.0 || left <= 0.0 {
-                break;
-            }
-            share -= paid / whole;
-            let before = Instant::now();
-            std::thread::sleep(Duration::from_secs_f64(left.min(Self::STEP.as_secs_f64())));
-            paid = before.elapsed().as_secs_f64();
-        }
-        self.since = Instant::now();
-    }
-
-    /// How long so much takes, at least.
-    fn seconds(&self, bytes: usize, keys: u32) -> f64 {
-        let cost = |limit: u64, amount: f64| if limit == 0 { 0.0 } else { amount / limit as f64 };
-        cost(self.limits.bytes.load(Relaxed), bytes as f64)
-            .max(cost(self.limits.keys.load(Relaxed), f64::from(keys)))
     }
 }

@@ -30,6 +30,7 @@
 mod connection;
 mod encoder;
 mod feeder;
+mod pace;
 pub mod primary;
 mod progress;
 
@@ -48,8 +49,9 @@ use crate::server::{Capabilities, Client, Endpoint};
 use connection::Connection;
 use encoder::Plan;
 use feeder::Feeder;
+pub use pace::{Brake, Pace, Throttle};
 use progress::Failures;
-pub use progress::{FailedKey, Progress, ProgressView, Throttle};
+pub use progress::{FailedKey, Progress, ProgressView};
 
 /// Keys that the gateway itself writes; one in a snapshot is a leftover of another migration.
 pub const OWN_PREFIX: &[u8] = b"crossfade:";

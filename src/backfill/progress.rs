@@ -1,4 +1,4 @@
-//! What a running load tells, and what can be told to it.
+//! What a running load tells.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -81,15 +81,6 @@ impl ProgressView {
         };
         (done > 0 && all >= done).then(|| self.seconds * (all - done) as f64 / done as f64)
     }
-}
-
-/// Limits of a load's speed; 0 is none. They take effect with the next batch.
-#[derive(Debug, Default)]
-pub struct Throttle {
-    /// Bytes a second that are written to the destination.
-    pub bytes: AtomicU64,
-    /// Keys a second.
-    pub keys: AtomicU64,
 }
 
 /// A key that could not be written.

@@ -7,6 +7,7 @@ use crate::config::units;
 use crate::migration::status::{
     ActiveSide, MirrorDirection, Phase, Snapshot, Status, SwitchEntry, SwitchKind, SwitchOutcome, Travels,
 };
+use crate::mirror::LagFrom;
 
 /// What a phase means.
 fn meaning(phase: Phase) -> &'static str {
@@ -165,16 +166,25 @@ pub(super) fn status(status: &Status) -> String {
             MirrorDirection::Forward => "source → destination",
             MirrorDirection::Reverse => "destination → source",
         };
+        let by = match status.mirror.lag_from {
+            LagFrom::Heartbeat => "",
+            LagFrom::Stream => "without a heartbeat, ",
+        };
         row(
             "mirror",
             format!(
-                "{way}, {} behind ({}); {} commands applied, {} conflicts",
+                "{way}, {} behind ({by}{}); {} commands applied, {} conflicts",
                 output::ms(status.mirror.lag_ms),
                 units::about(status.mirror.lag_bytes),
                 output::count(status.mirror.commands_applied),
                 output::count(status.mirror.conflicts)
             ),
         );
+    }
+    let skipped = &status.mirror.skipped;
+    if skipped.count > 0 {
+        let more = if skipped.count > skipped.named.len() as u64 { "; …" } else { "" };
+        row("skipped", format!("{}: {}{more}", output::count(skipped.count), skipped.named.join("; ")));
     }
     if status.active == ActiveSide::Destination {
         let safe = if status.rollback_safe { "safe" } else { "NOT safe: the source would miss writes" };

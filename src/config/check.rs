@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::file::{self, File, Workers};
 use super::{
     Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, FeedFrom, Listen, ListenTls,
-    Mirror, OnConflict, OnError, Retry, Secret, Snapshot, Verify, units,
+    Mirror, Retry, Secret, Snapshot, Verify, units,
 };
 use crate::Side;
 use crate::server::TlsOptions;
@@ -99,6 +99,19 @@ pub(super) fn check(file: File) -> Result<Config> {
             rounds: within("verify.rounds", file.verify.rounds, 1, 100)? as u32,
             sample: (file.verify.sample > 0).then_some(file.verify.sample),
         },
+        heartbeat: match file.heartbeat.interval {
+            Duration::ZERO => None,
+            interval if (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) => {
+                Some(interval)
+            }
+            interval => {
+                return Err(ConfigError::new(format!(
+                    "heartbeat.interval = {} is not between 100ms and 1h",
+                    units::show_duration(interval)
+                ))
+                .remedy("\"1s\" is usual; \"0\" switches it off"));
+            }
+        },
     })
 }
 
@@ -108,13 +121,10 @@ fn not_in_this_version(file: &File) -> Result<()> {
     let defaults = File::default();
     let later = [
         ("mirror.feed = \"tap\"", file.mirror.feed == FeedChoice::Tap),
-        ("mirror.on_conflict other than \"stop\"", file.mirror.on_conflict != OnConflict::Stop),
-        ("mirror.on_error other than \"stop\"", file.mirror.on_error != OnError::Stop),
         ("[filter]", file.filter != defaults.filter),
         ("[map]", file.map != defaults.map),
         ("[shadow]", file.shadow != defaults.shadow),
         ("[alerts]", file.alerts != defaults.alerts),
-        ("[heartbeat]", file.heartbeat != defaults.heartbeat),
     ];
     match later.iter().find(|(_, set)| *set) {
         Some((what, _)) => {

@@ -281,7 +281,8 @@ pub enum FeedChoice {
 pub enum OnConflict {
     /// The mirror stops and names the command; a person decides.
     Stop,
-    /// The key is copied anew from the active side.
+    /// Its keys are copied anew from the active side, at that place in the order.
+    #[serde(rename = "copy-key", alias = "copy")]
     Copy,
     /// The command is recorded and left out.
     Skip,
@@ -293,6 +294,9 @@ pub enum OnConflict {
 pub enum OnError {
     /// The mirror stops and names the command; a person decides.
     Stop,
+    /// The keys that the command changed are copied from the active side, at that place in the order.
+    #[serde(rename = "copy-key", alias = "copy")]
+    Copy,
     /// The command is recorded and left out.
     Skip,
 }
@@ -361,7 +365,7 @@ pub enum SnapshotMethod {
     Commands,
 }
 
-/// `[throttle]`: limits a second, none where there is none.
+/// `[throttle]`: limits a second, and on what the destination may suffer; none where there is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Throttle {
@@ -377,6 +381,12 @@ pub struct Throttle {
     /// Bytes of these commands.
     #[serde(with = "units::rate")]
     pub mirror_bytes: Option<u64>,
+    /// What a PING may take the destination.
+    #[serde(with = "units::latency_limit")]
+    pub max_destination_latency: Option<Duration>,
+    /// What the destination may use.
+    #[serde(with = "units::memory_limit")]
+    pub max_destination_memory: Option<units::MemoryLimit>,
 }
 
 /// `[retry]`: for how long the gateway tries by itself.
@@ -459,9 +469,15 @@ pub(super) struct Alerts {
 }
 
 /// `[heartbeat]`: a key written to the source at intervals, to measure the lag end to end.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Heartbeat {
     #[serde(with = "units::duration")]
     pub(super) interval: Duration,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(1) }
+    }
 }

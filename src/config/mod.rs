@@ -63,6 +63,8 @@ pub struct Config {
     pub cutover: Cutover,
     /// The comparison.
     pub verify: Verify,
+    /// How often the time is written to the active server, to measure the lag; none: never.
+    pub heartbeat: Option<Duration>,
 }
 
 /// `[listen]`.

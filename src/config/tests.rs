@@ -155,7 +155,6 @@ fn what_does_nothing_yet_is_refused() {
         "[map]\ndatabases = { 0 = 1 }",
         "[shadow]\nsample = 0.1",
         "[alerts]\ncommand = 'page'",
-        "[heartbeat]\ninterval = '1s'",
         "[mirror]\nfeed = 'tap'",
     ] {
         let error = refusal(&format!("{PAIR}{text}"));
@@ -186,6 +185,7 @@ fn refusals_say_what_to_write() {
         ("source.url = 'redis://a:1'\nsource.password_file = '/does/not/exist'", "cannot be read"),
         ("source.url = 'redis://a:1'\nsource.tls.ca = '/x'", "does not ask for TLS"),
         ("source.url = 'redis://a:1'\nlisten.tls.cert = '/x'", "cannot be read"),
+        ("source.url = 'redis://a:1'\nheartbeat.interval = '1ms'", "between 100ms and 1h"),
     ] {
         let error = refusal(text);
         assert!(error.contains(part), "{text}: {error}");

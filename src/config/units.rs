@@ -123,6 +123,56 @@ pub fn show_rate(rate: Option<u64>) -> String {
     }
 }
 
+/// How much memory a server may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// A part of its `maxmemory`, or of the machine's memory where it has none; 1 to 100.
+    Percent(u8),
+}
+
+/// A limit of memory: `"6GB"`, `"80%"`; none for `"off"`.
+pub fn parse_memory_limit(text: &str) -> Result<Option<MemoryLimit>, String> {
+    let wrong = || format!("'{text}' is no limit; write it as in \"6GB\", \"80%\" or \"off\"");
+    let trimmed = text.trim();
+    if trimmed.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    let limit = match trimmed.strip_suffix('%') {
+        Some(percent) => {
+            percent.trim().parse().ok().filter(|part| (1..=100).contains(part)).map(MemoryLimit::Percent)
+        }
+        None => parse_size(trimmed).ok().filter(|bytes| *bytes > 0).map(MemoryLimit::Bytes),
+    };
+    limit.map(Some).ok_or_else(wrong)
+}
+
+/// A limit of memory as [`parse_memory_limit`] reads it.
+pub fn show_memory_limit(limit: Option<MemoryLimit>) -> String {
+    match limit {
+        None => "off".into(),
+        Some(MemoryLimit::Bytes(bytes)) => show_size(bytes),
+        Some(MemoryLimit::Percent(percent)) => format!("{percent}%"),
+    }
+}
+
+/// A limit of latency: `"20ms"`; none for `"off"`.
+pub fn parse_latency_limit(text: &str) -> Result<Option<Duration>, String> {
+    if text.trim().eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    match parse_duration(text)? {
+        Duration::ZERO => Err(format!("'{text}' would stop everything; write \"off\" for no limit")),
+        limit => Ok(Some(limit)),
+    }
+}
+
+/// A limit of latency as [`parse_latency_limit`] reads it.
+pub fn show_latency_limit(limit: Option<Duration>) -> String {
+    limit.map_or_else(|| "off".into(), show_duration)
+}
+
 macro_rules! with {
     ($(#[$doc:meta])* $module:ident, $type:ty, $expected:literal, $parse:expr, $show:expr) => {
         $(#[$doc])*
@@ -194,6 +244,15 @@ with!(
     count_rate, Option<u64>, "a rate such as \"20000/s\" or \"off\"", super::parse_rate, super::show_count_rate
 );
 
+with!(
+    /// For a limit of memory, none meaning no limit.
+    memory_limit, Option<super::MemoryLimit>, "a limit such as \"6GB\", \"80%\" or \"off\"", super::parse_memory_limit, super::show_memory_limit
+);
+with!(
+    /// For a limit of latency, none meaning no limit.
+    latency_limit, Option<std::time::Duration>, "a duration such as \"20ms\", or \"off\"", super::parse_latency_limit, super::show_latency_limit
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +289,20 @@ mod tests {
         assert_eq!(parse_rate("off"), Ok(None));
         assert!(parse_rate("0").is_err());
         assert!(parse_rate("fast").is_err());
+    }
+
+    #[test]
+    fn limits_on_a_server() {
+        assert_eq!(parse_memory_limit("80%"), Ok(Some(MemoryLimit::Percent(80))));
+        assert_eq!(parse_memory_limit("6GB"), Ok(Some(MemoryLimit::Bytes(6_000_000_000))));
+        assert_eq!(parse_latency_limit("20ms"), Ok(Some(Duration::from_millis(20))));
+        assert_eq!((parse_memory_limit("off"), parse_latency_limit("off")), (Ok(None), Ok(None)));
+        for wrong in ["0%", "101%", "%", "0", "much", ""] {
+            assert!(parse_memory_limit(wrong).is_err() && parse_latency_limit(wrong).is_err(), "{wrong}");
+        }
+        for text in ["off", "80%", "6GB"] {
+            assert_eq!(show_memory_limit(parse_memory_limit(text).unwrap()), text);
+        }
     }
 
     #[test]

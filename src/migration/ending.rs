@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::cutover::live::{EPOCH_KEY, connect};
 use crate::error::Result;
 use crate::mirror::expiry::PAD_MS;
-use crate::mirror::{Mirror, POSITION_KEY, expiry};
+use crate::mirror::{Mirror, POSITION_KEY, expiry, heartbeat_key};
 use crate::resp::value::Value;
 use crate::resp::write;
 use crate::server::{Client, Endpoint};
@@ -24,6 +24,7 @@ pub(super) async fn end(
     active: Endpoint,
     other: Endpoint,
     within: Duration,
+    id: String,
 ) -> Result<()> {
     if let Some(mirror) = mirror {
         // What has arrived is applied as far as that goes quickly; the other side stays behind as a copy.
@@ -37,7 +38,7 @@ pub(super) async fn end(
         Ok(mut client) => {
             let settled = settle(&mut client).await?;
             tracing::info!(keys = settled, "expiries on the {} are exact", other.side);
-            remove_keys(&mut client).await?;
+            remove_keys(&mut client, &id).await?;
         }
         Err(error) => tracing::warn!(
             %error,
@@ -46,7 +47,7 @@ pub(super) async fn end(
         ),
     }
     match connect(&active, within).await {
-        Ok(mut client) => remove_keys(&mut client).await?,
+        Ok(mut client) => remove_keys(&mut client, &id).await?,
         Err(error) => {
             tracing::warn!(%error, "the {} cannot be reached: the gateway's keys (crossfade:*) stay there", active.side)
         }
@@ -54,8 +55,9 @@ pub(super) async fn end(
     Ok(())
 }
 
-async fn remove_keys(client: &mut Client) -> Result<()> {
-    client.command(&["DEL", POSITION_KEY, EPOCH_KEY, super::holder::KEY]).await.map(|_| ())
+async fn remove_keys(client: &mut Client, id: &str) -> Result<()> {
+    let heartbeat = heartbeat_key(id);
+    client.command(&["DEL", POSITION_KEY, EPOCH_KEY, super::holder::KEY, &heartbeat]).await.map(|_| ())
 }
 
 /// Makes every padded expiry exact. Nobody else writes there: the mirror has stopped, the clients are elsewhere.

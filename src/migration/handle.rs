@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::{Status, SwitchEntry, SwitchRequest};
-use crate::config::Throttle;
 use crate::cutover::Plan;
 use crate::error::{Error, Result, Side};
-use crate::mirror::{Limits, ThrottleRequest};
+use crate::mirror::{Limits, ThrottleRequest, Throttling};
 use crate::verify;
 
 /// What came of a request to switch. As JSON: the entry, or the plan.
@@ -40,6 +39,8 @@ pub struct VerifyRequest {
 pub struct ResumeRequest {
     /// Leave out the commands that failed on the other side and stopped the mirror.
     pub skip_failed: bool,
+    /// Copy the keys of these commands anew.
+    pub copy_failed: bool,
 }
 
 /// A question to the controller with the way its answer comes back.
@@ -71,7 +72,7 @@ impl Handle {
     }
 
     /// Changes how fast the copy and the mirror may go, until the gateway ends; answers what is in force now.
-    pub fn throttle(&self, request: &ThrottleRequest) -> Throttle {
+    pub fn throttle(&self, request: &ThrottleRequest) -> Throttling {
         self.limits.change(request);
         self.limits.status()
     }
@@ -131,7 +132,7 @@ impl Handle {
     /// Goes on: after [`Handle::pause`], and after a failure whose cause was removed or is to be skipped.
     ///
     /// # Errors
-    /// When nothing is paused or failed; with `skip_failed`, when it was no command that failed.
+    /// When nothing is paused or failed; with `skip_failed` or `copy_failed`, when it was no command that failed.
     pub async fn resume(&self, request: ResumeRequest) -> Result<()> {
         self.ask(|answer| Ask::Resume(request, answer)).await
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::Side;
-use crate::config::Throttle;
 pub use crate::mirror::Travels;
+use crate::mirror::{LagFrom, Throttling};
 
 /// Where the migration stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,8 +155,8 @@ pub struct Status {
     pub snapshot: Snapshot,
     /// The feed and its lag.
     pub mirror: MirrorStatus,
-    /// The limits in force.
-    pub throttle: Throttle,
+    /// The limits in force, and what they do.
+    pub throttle: Throttling,
     /// Every switch that was tried, oldest first.
     pub switches: Vec<SwitchEntry>,
 }
@@ -181,7 +181,7 @@ pub struct Traffic {
     pub errors: u64,
 }
 
-/// What was left out because the destination is too old for it (`snapshot.on_unsupported = "drop"`).
+/// What was left out: because the destination is too old for it (`snapshot.on_unsupported = "drop"`), or because it failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// How much.
@@ -234,7 +234,7 @@ pub enum Feed {
 }
 
 /// The feed and its lag.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MirrorStatus {
     /// Which way.
     pub direction: MirrorDirection,
@@ -246,12 +246,25 @@ pub struct MirrorStatus {
     pub applied_offset: u64,
     /// Received but not applied, in bytes.
     pub lag_bytes: u64,
-    /// Age of the oldest byte that is not applied, in milliseconds.
+    /// Age of the oldest byte that is not applied, of a heartbeat that is late, or what the last heartbeat took from end to
+    /// end, in milliseconds: the largest of them.
     pub lag_ms: f64,
+    /// What the lag rests on.
+    #[serde(default)]
+    pub lag_from: LagFrom,
+    /// Time since the last heartbeat came by; none while the lag does not rest on them.
+    #[serde(default)]
+    pub heartbeat_age_ms: Option<f64>,
     /// Commands applied since the mirror started.
     pub commands_applied: u64,
     /// Commands that the receiving server refused because its data differs.
     pub conflicts: u64,
+    /// Commands that were left out (`mirror.on_conflict`, `mirror.on_error`, `resume --skip-failed`).
+    #[serde(default)]
+    pub skipped: Dropped,
+    /// Keys that were copied anew because a command failed.
+    #[serde(default)]
+    pub copied: u64,
 }
 
 /// Something is wrong: where, what, and until when the gateway tries by itself.
@@ -476,8 +489,11 @@ mod tests {
             "snapshot": {"keys_loaded": 0, "keys_expected": 0, "bytes_read": 0, "bytes_expected": 0, "seconds": 0.0,
                          "method": "commands", "dropped": {"count": 0, "named": []}},
             "mirror": {"direction": "forward", "feed": "stream", "received_offset": 0, "applied_offset": 0,
-                       "lag_bytes": 0, "lag_ms": 0.0, "commands_applied": 0, "conflicts": 0},
-            "throttle": {"snapshot_bytes": "off", "snapshot_keys": "off", "mirror_ops": "off", "mirror_bytes": "off"},
+                       "lag_bytes": 0, "lag_ms": 0.0, "lag_from": "stream", "heartbeat_age_ms": null,
+                       "commands_applied": 0, "conflicts": 0,
+                       "skipped": {"count": 0, "named": []}, "copied": 0},
+            "throttle": {"snapshot_bytes": "off", "snapshot_keys": "off", "mirror_ops": "off", "mirror_bytes": "off",
+                         "max_destination_latency": "off", "max_destination_memory": "off", "automatic": null},
             "switches": [{"kind": "cutover", "outcome": "committed", "reason": null, "epoch": 1,
                           "pause_ms": 0.0, "held_commands": 0, "max_hold_ms": 0.0,
                           "steps_ms": {"prepare": 0.0, "close_gate": 0.0, "drain_clients": 0.0, "fence": 0.0,

@@ -7,20 +7,21 @@
 //! A mirror that is behind and a link to the source that is down look alike from the position alone. So the stage is
 //! `live` only while the source's stream arrives.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 
 use super::batch::{Answer, Batch, Collector};
-use super::limits::Pace;
+use super::heartbeat::{Heartbeat, heartbeat_key};
 use super::link::{Link, Opened};
-use super::notes::{Failure, Failures};
 use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
 use super::settle::{self, Sweep};
 use super::transform::{Dialect, Mode, Transform};
 use super::{Position, Request, SettleReport, Stage, Trouble};
-use crate::config::{OnConflict, OnError, OnUnsupported};
+use crate::backfill::Pace;
 use crate::error::{Error, Result, Side};
 use crate::replication::{JournalReader, Link as ReceiverLink};
 use crate::server::Client;
@@ -77,7 +78,7 @@ impl Task {
     /// Applies the stream behind a position that the destination holds.
     pub(super) async fn apply(&mut self, opened: Opened, position: Position) -> Step<Exit> {
         let Opened { link, client, dialect, .. } = opened;
-        self.applied.send_replace(position.offset);
+        self.stand_at(position.offset);
         let reader = match self.journal.reader(position.offset) {
             Ok(reader) => reader,
             // The receiver began a new stream in the meantime, or is about to.
@@ -102,6 +103,8 @@ impl Task {
             collector.join_nothing();
         }
         self.forget_skipped(position.offset, &mut collector)?;
+        self.begin_heartbeat(&mut collector);
+        self.begin_copying(&mut collector).await?;
         let now = Instant::now();
         let mut flow = Flow {
             link,
@@ -109,7 +112,7 @@ impl Task {
             dialect,
             collector,
             reader,
-            pace: Pace::new(self.options.limits.clone()),
+            pace: Pace::new(Arc::clone(&self.options.limits.mirror), now.into_std()),
             written: position.offset,
             written_at: now,
             sent_at: now,
@@ -153,6 +156,10 @@ impl Task {
         loop {
             flow.collector.transform().tick(unix_ms());
             self.fill(flow)?;
+            if let Some(stuck) = flow.collector.stuck() {
+                self.widen(stuck)?;
+                return Ok(Exit::Reopen);
+            }
             if !flow.link.is_busy() {
                 if flow.sweep_turn || (flow.sweep.is_some() && !flow.collector.has_effects()) {
                     flow.sweep_turn = false;
@@ -217,7 +224,7 @@ impl Task {
             flow.collector.collect().map_err(|error| {
                 Error::new(self.options.from.side, "the replication stream cannot be read").because(error)
             })?;
-            if flow.collector.is_full() {
+            if flow.collector.is_full() || flow.collector.stuck().is_some() {
                 return Ok(());
             }
             match flow.reader.try_next() {
@@ -232,6 +239,7 @@ impl Task {
         let (sealed, _) = flow.collector.sealed();
         if !flow.collector.has_effects() {
             self.note_applied(sealed);
+            self.note_beat(flow, sealed);
             if self.is_waiting() && sealed == self.journal.received() {
                 // Connected again, and there was nothing to do.
                 self.recovered();
@@ -278,7 +286,7 @@ impl Task {
         for (digest, text) in flow.collector.transform().scripts().take_fresh() {
             self.notes.keep_script(&digest, &text)?;
         }
-        flow.pace.spend(batch.commands, batch.wire.len());
+        flow.pace.spend(Instant::now().into_std(), batch.wire.len(), batch.commands);
         flow.link.send(batch);
         flow.sent_at = Instant::now();
         flow.probes = 0;
@@ -287,11 +295,32 @@ impl Task {
 
     /// When the limits let the next batch go. Near a switch nothing is held back.
     fn held_until(&self, flow: &Flow) -> Option<Instant> {
-        flow.pace.held_until().filter(|_| !self.is_hurried())
+        let held = flow.pace.held_until(Instant::now().into_std());
+        held.filter(|_| !self.is_hurried()).map(Instant::from_std)
     }
 
-    fn note_applied(&self, offset: u64) {
+    pub(super) fn note_applied(&self, offset: u64) {
+        if self.copying.is_some() {
+            // Of the keys that are copied anew the destination has nothing yet.
+            return;
+        }
         self.applied.send_if_modified(|applied| std::mem::replace(applied, offset) != offset);
+    }
+
+    /// The beats go on while connections to the destination come and go.
+    fn begin_heartbeat(&mut self, collector: &mut Collector) {
+        let Some(interval) = self.options.heartbeat else { return };
+        collector.watch_heartbeat(heartbeat_key(&self.options.id));
+        if self.heartbeat.is_none() {
+            let (from, quiet) = (&self.options.from, Arc::clone(&self.hurry));
+            self.heartbeat = Some(Heartbeat::spawn(from, &self.options.id, interval, quiet));
+        }
+    }
+
+    fn note_beat(&mut self, flow: &mut Flow, applied: u64) {
+        if let (Some(ms), Some(heartbeat)) = (flow.collector.beat_before(applied), &mut self.heartbeat) {
+            heartbeat.passed(ms);
+        }
     }
 
     /// `Some`: applying ends.
@@ -299,19 +328,20 @@ impl Task {
         let side = self.options.to.side;
         match answer {
             Answer::Applied { failed } => {
-                if !failed.is_empty() {
-                    self.failed(&batch, &failed)?;
-                }
+                let copy = !failed.is_empty() && self.failed(&batch, &failed)?;
                 self.recovered_from_stall(flow);
+                flow.pace.worked(Instant::now().into_std(), flow.sent_at.elapsed());
                 self.state.commands_applied += batch.commands;
                 flow.written = batch.end;
                 flow.written_at = Instant::now();
                 flow.sweep_turn = flow.sweep.is_some();
-                if !flow.collector.has_effects() {
-                    self.note_applied(flow.collector.sealed().0);
-                } else {
-                    self.note_applied(batch.end);
+                if copy || (batch.copies && !self.copied()?) {
+                    return Ok(Some(Exit::Reopen));
                 }
+                let applied =
+                    if flow.collector.has_effects() { batch.end } else { flow.collector.sealed().0 };
+                self.note_applied(applied);
+                self.note_beat(flow, applied);
                 flow.collector.recycle(batch);
                 Ok(None)
             }
@@ -333,35 +363,12 @@ impl Task {
             Answer::Refused { index, text } => {
                 let named = index.map(|index| batch.name(index)).filter(|named| named.end != 0);
                 let Some(named) = named else {
+                    if batch.copies {
+                        return Err(self.copy_refused(&text).into());
+                    }
                     return Err(Error::new(side, format!("a batch was refused: {text}")).into());
                 };
-                let failure = self.failure(&named, text, false);
-                self.state.conflicts += 1;
-                let mut failures = self.notes.failures()?.unwrap_or_default();
-                if self.options.on_unsupported == OnUnsupported::Drop && is_unknown(&failure.error) {
-                    tracing::warn!(
-                        command = failure.command,
-                        key = failure.key,
-                        "the destination does not know this command: it is left out from here on"
-                    );
-                    let names = [failure.to_error(side, 0).message];
-                    self.state.dropped.add(1, names);
-                    self.notes.set_dropped(&self.state.dropped)?;
-                    self.left_out.insert(named.name.to_ascii_lowercase().into_bytes());
-                    self.state.conflicts -= 1;
-                    return Ok(Some(Exit::Reopen));
-                }
-                let stop = self.options.on_error == OnError::Stop;
-                let error = failure.to_error(side, 0);
-                tracing::warn!(%error, "the destination refuses a command");
-                if !stop {
-                    self.notes.log(&failure)?;
-                }
-                failures.commands.retain(|known| !known.passed && known.offset > flow.written);
-                failures.skip = !stop;
-                failures.commands.push(failure);
-                self.notes.set_failures(Some(&failures))?;
-                if stop { Err(error.into()) } else { Ok(Some(Exit::Reopen)) }
+                self.refused(flow.written, &named, text).map(Some)
             }
             Answer::Torn { text } => Err(Error::new(
                 side,
@@ -370,56 +377,6 @@ impl Task {
             .remedy("verify and repair before the switch")
             .into()),
         }
-    }
-
-    /// Commands failed inside EXEC: the rest of the batch, and the position, are applied.
-    fn failed(&mut self, batch: &Batch, failed: &[(usize, String)]) -> Step<()> {
-        let side = self.options.to.side;
-        let mut failures = Vec::new();
-        for (index, text) in failed {
-            let named = batch.name(*index);
-            if matches!(named.name.as_str(), "PUBLISH" | "SPUBLISH") {
-                continue;
-            }
-            failures.push(self.failure(&named, text.clone(), true));
-        }
-        let Some(first) = failures.first() else { return Ok(()) };
-        self.state.conflicts += failures.len() as u64;
-        let error = first.to_error(side, failures.len() - 1);
-        if self.options.on_conflict == OnConflict::Skip {
-            tracing::warn!(%error, "left out");
-            for failure in &failures {
-                self.notes.log(failure)?;
-            }
-            return Ok(());
-        }
-        self.notes.set_failures(Some(&Failures { commands: failures, skip: false }))?;
-        self.note_applied(batch.end);
-        self.state.commands_applied += batch.commands;
-        Err(error.into())
-    }
-
-    fn failure(&self, named: &super::batch::Named, error: String, passed: bool) -> Failure {
-        Failure {
-            at_ms: unix_ms(),
-            command: named.name.clone(),
-            key: named.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()),
-            db: named.db,
-            offset: named.end,
-            error,
-            passed,
-        }
-    }
-
-    /// Leaves out what was decided to be left out, and forgets what lies behind us.
-    fn forget_skipped(&mut self, after: u64, collector: &mut Collector) -> Result<()> {
-        let Some(mut failures) = self.notes.failures()? else { return Ok(()) };
-        failures.commands.retain(|failure| failure.offset > after);
-        for failure in &failures.commands {
-            collector.skip(failure.offset);
-        }
-        let left = !failures.commands.is_empty();
-        self.notes.set_failures(left.then_some(&failures))
     }
 
     /// After trouble with the connection to the destination.
@@ -632,7 +589,14 @@ impl Task {
             lost = true;
             lag = lag.max(since.elapsed().as_secs_f64() * 1000.0);
         }
-        self.set_lag(lag);
+        let mut shown = lag;
+        if let Some(heartbeat) = &mut self.heartbeat {
+            lag = lag.max(heartbeat.late_ms());
+            // Near a switch no beats come, and the last one says nothing about now.
+            let last = if self.hurry.load(Relaxed) { None } else { heartbeat.lag_ms() };
+            shown = lag.max(last.unwrap_or(0.0));
+        }
+        self.set_lag(shown);
         let streaming = matches!(link, Some(ReceiverLink::Streaming));
         let was_live = self.state.stage == Stage::Live;
         let stage = if *self.paused.borrow() {
@@ -642,6 +606,7 @@ impl Task {
         } else if streaming
             && !stalled
             && !self.is_waiting()
+            && self.copying.is_none()
             && lag <= if was_live { LIVE_MS * 10.0 } else { LIVE_MS }
         {
             Stage::Live
@@ -683,10 +648,4 @@ impl Task {
             );
         }
     }
-}
-
-/// Whether an answer says that the server has no such command.
-fn is_unknown(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    text.starts_with("err unknown command") || text.starts_with("err unknown subcommand")
 }

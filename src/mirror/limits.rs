@@ -1,25 +1,53 @@
-//! How fast a migration may go: limits a second, which somebody may change at any time.
+//! How fast a migration may go: limits a second, which somebody may change at any time, and limits on what the destination
+//! may suffer, which [`super::governor`] keeps.
 //!
-//! They keep the average under the limit in batches: one batch goes whole, and the next waits until its share of the time
-//! is over. A pause earns no burst afterwards. While a switch is near the limits of the mirror are not kept: clients may be
-//! waiting.
+//! While a switch is near the limits of the mirror are not kept: clients may be waiting.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
-use tokio::time::Instant;
+use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::backfill;
-use crate::config::{Throttle, units};
+use super::governor::{Automatic, Bounds};
+use crate::backfill::{self, Brake};
+use crate::config::Throttle;
+use crate::config::units::{self, MemoryLimit};
 
-/// The limits in force, shared by all that keeps them. 0 is none.
-#[derive(Debug, Default)]
+/// The limits in force, shared by all that keep them.
+#[derive(Debug)]
 pub struct Limits {
     pub(super) snapshot: Arc<backfill::Throttle>,
-    mirror_ops: AtomicU64,
-    mirror_bytes: AtomicU64,
+    pub(super) mirror: Arc<backfill::Throttle>,
+    pub(super) brake: Arc<Brake>,
+    bounds: Mutex<Bounds>,
+    automatic: Mutex<Option<Automatic>>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let brake = Arc::<Brake>::default();
+        let under_it = || Arc::new(backfill::Throttle::with(Arc::clone(&brake)));
+        Self {
+            snapshot: under_it(),
+            mirror: under_it(),
+            brake: Arc::clone(&brake),
+            bounds: Mutex::default(),
+            automatic: Mutex::default(),
+        }
+    }
+}
+
+/// What is in force, and what that does at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Throttling {
+    /// The limits.
+    #[serde(flatten)]
+    pub limits: Throttle,
+    /// What the limits on the destination's latency and memory do; none while there are none, or nothing is written.
+    #[serde(default)]
+    pub automatic: Option<Automatic>,
 }
 
 /// New limits; what is absent stays as it is. The JSON body of `POST /v1/throttle`, with rates as `"50MB/s"`, `"1000/s"`
@@ -28,21 +56,37 @@ pub struct Limits {
 #[serde(default, deny_unknown_fields)]
 pub struct ThrottleRequest {
     /// Bytes of the snapshot that are written to the destination.
-    #[serde(deserialize_with = "given")]
+    #[serde(deserialize_with = "rate")]
     pub snapshot_bytes: Option<Option<u64>>,
     /// Keys of the snapshot.
-    #[serde(deserialize_with = "given")]
+    #[serde(deserialize_with = "rate")]
     pub snapshot_keys: Option<Option<u64>>,
     /// Commands of the stream.
-    #[serde(deserialize_with = "given")]
+    #[serde(deserialize_with = "rate")]
     pub mirror_ops: Option<Option<u64>>,
     /// Bytes of these commands.
-    #[serde(deserialize_with = "given")]
+    #[serde(deserialize_with = "rate")]
     pub mirror_bytes: Option<Option<u64>>,
+    /// What a PING may take the destination.
+    #[serde(deserialize_with = "latency")]
+    pub max_destination_latency: Option<Option<Duration>>,
+    /// What the destination may use.
+    #[serde(deserialize_with = "memory")]
+    pub max_destination_memory: Option<Option<MemoryLimit>>,
 }
 
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
+type Given<T, E> = Result<Option<Option<T>>, E>;
+
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Given<u64, D::Error> {
     units::rate::deserialize(deserializer).map(Some)
+}
+
+fn latency<'de, D: Deserializer<'de>>(deserializer: D) -> Given<Duration, D::Error> {
+    units::latency_limit::deserialize(deserializer).map(Some)
+}
+
+fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Given<MemoryLimit, D::Error> {
+    units::memory_limit::deserialize(deserializer).map(Some)
 }
 
 impl Limits {
@@ -54,6 +98,8 @@ impl Limits {
             snapshot_keys: Some(throttle.snapshot_keys),
             mirror_ops: Some(throttle.mirror_ops),
             mirror_bytes: Some(throttle.mirror_bytes),
+            max_destination_latency: Some(throttle.max_destination_latency),
+            max_destination_memory: Some(throttle.max_destination_memory),
         });
         limits
     }
@@ -62,64 +108,54 @@ impl Limits {
     pub fn change(&self, request: &ThrottleRequest) {
         let all = [
             (&self.snapshot.bytes, request.snapshot_bytes),
-            (&self.snapshot.keys, request.snapshot_keys),
-            (&self.mirror_ops, request.mirror_ops),
-            (&self.mirror_bytes, request.mirror_bytes),
+            (&self.snapshot.items, request.snapshot_keys),
+            (&self.mirror.items, request.mirror_ops),
+            (&self.mirror.bytes, request.mirror_bytes),
         ];
         for (limit, asked) in all {
             if let Some(rate) = asked {
-                limit.store(rate.unwrap_or(0), Ordering::Relaxed);
+                limit.store(rate.unwrap_or(0), Relaxed);
             }
+        }
+        let mut bounds = self.bounds.lock();
+        if let Some(latency) = request.max_destination_latency {
+            bounds.latency = latency;
+        }
+        if let Some(memory) = request.max_destination_memory {
+            bounds.memory = memory;
         }
     }
 
     /// What is in force.
-    pub fn status(&self) -> Throttle {
-        let show = |limit: &AtomicU64| Some(limit.load(Ordering::Relaxed)).filter(|&rate| rate > 0);
-        Throttle {
+    pub fn status(&self) -> Throttling {
+        let show = |limit: &std::sync::atomic::AtomicU64| Some(limit.load(Relaxed)).filter(|&rate| rate > 0);
+        let bounds = self.bounds();
+        let limits = Throttle {
             snapshot_bytes: show(&self.snapshot.bytes),
-            snapshot_keys: show(&self.snapshot.keys),
-            mirror_ops: show(&self.mirror_ops),
-            mirror_bytes: show(&self.mirror_bytes),
-        }
-    }
-
-    /// The time that a batch takes at these rates, at least; at most a minute.
-    fn time_of(&self, commands: u64, bytes: usize) -> Duration {
-        let share = |limit: &AtomicU64, amount: f64| match limit.load(Ordering::Relaxed) {
-            0 => 0.0,
-            rate => amount / rate as f64,
+            snapshot_keys: show(&self.snapshot.items),
+            mirror_ops: show(&self.mirror.items),
+            mirror_bytes: show(&self.mirror.bytes),
+            max_destination_latency: bounds.latency,
+            max_destination_memory: bounds.memory,
         };
-        let seconds = share(&self.mirror_ops, commands as f64).max(share(&self.mirror_bytes, bytes as f64));
-        Duration::from_secs_f64(seconds.min(60.0))
-    }
-}
-
-/// Until when the next batch has to wait.
-#[derive(Debug)]
-pub(super) struct Pace {
-    limits: Arc<Limits>,
-    /// The moment up to which the allowance is used up.
-    until: Instant,
-}
-
-impl Pace {
-    pub(super) fn new(limits: Arc<Limits>) -> Self {
-        Self { limits, until: Instant::now() }
+        Throttling { limits, automatic: self.automatic() }
     }
 
-    /// Takes note of a batch that is sent.
-    pub(super) fn spend(&mut self, commands: u64, bytes: usize) {
-        let time = self.limits.time_of(commands, bytes);
-        if !time.is_zero() {
-            self.until = self.until.max(Instant::now()) + time;
-        }
+    /// Whether the snapshot may have to be slowed down, or stopped.
+    pub(super) fn paces_the_snapshot(&self) -> bool {
+        self.snapshot.is_set() || self.bounds() != Bounds::default()
     }
 
-    /// When the next batch may go, if that is not now. Limits that were lifted meanwhile hold nothing back.
-    pub(super) fn held_until(&self) -> Option<Instant> {
-        let in_force = !self.limits.time_of(1, 1).is_zero();
-        (in_force && self.until > Instant::now()).then_some(self.until)
+    pub(super) fn bounds(&self) -> Bounds {
+        *self.bounds.lock()
+    }
+
+    pub(super) fn automatic(&self) -> Option<Automatic> {
+        self.automatic.lock().clone()
+    }
+
+    pub(super) fn show(&self, automatic: Option<Automatic>) {
+        *self.automatic.lock() = automatic;
     }
 }
 
@@ -135,31 +171,15 @@ mod tests {
     fn what_is_absent_stays() {
         let limits = Limits::new(&Throttle { mirror_ops: Some(500), ..Throttle::default() });
         limits.change(&request(r#"{"snapshot_bytes": "2MB/s", "snapshot_keys": "10/s"}"#));
-        limits.change(&request(r#"{"snapshot_keys": "off"}"#));
+        limits.change(&request(r#"{"snapshot_keys": "off", "max_destination_latency": "20ms"}"#));
+        limits.change(&request(r#"{"max_destination_memory": "80%"}"#));
         let told = serde_json::to_string(&limits.status()).unwrap();
         assert_eq!(
             told,
-            r#"{"snapshot_bytes":"2MB/s","snapshot_keys":"off","mirror_ops":"500/s","mirror_bytes":"off"}"#
+            r#"{"snapshot_bytes":"2MB/s","snapshot_keys":"off","mirror_ops":"500/s","mirror_bytes":"off","max_destination_latency":"20ms","max_destination_memory":"80%","automatic":null}"#
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_average_stays_under_the_limit_and_a_pause_earns_nothing() {
-        let limits = Arc::new(Limits::new(&Throttle { mirror_ops: Some(100), ..Throttle::default() }));
-        let mut pace = Pace::new(limits.clone());
-        tokio::time::advance(Duration::from_secs(100)).await;
-        let began = Instant::now();
-        for _ in 0..5 {
-            assert_eq!(pace.held_until(), None);
-            pace.spend(50, 1000);
-            tokio::time::sleep_until(pace.held_until().unwrap()).await;
-        }
-        assert!((2500..2520).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
-        pace.spend(50, 1000);
-        limits.change(&request(r#"{"mirror_ops": "off"}"#));
-        assert_eq!(pace.held_until(), None);
-        limits.change(&request(r#"{"mirror_bytes": "1KB/s"}"#));
-        pace.spend(50, 1000);
-        assert!(pace.held_until().unwrap() - Instant::now() > Duration::from_millis(900));
+        assert_eq!(serde_json::from_str::<Throttling>(&told).unwrap(), limits.status());
+        limits.change(&request(r#"{"max_destination_latency": "off", "max_destination_memory": "off"}"#));
+        assert_eq!(limits.bounds(), Bounds::default());
     }
 }

@@ -56,6 +56,8 @@ impl Task {
                 Ok(()) => {
                     self.notes.set_begun(Some(&position.to_string()))?;
                     self.notes.set_padded(true)?;
+                    // What was to be copied anew has come with the snapshot.
+                    self.notes.set_copies(&[])?;
                     self.recovered();
                     self.applied.send_replace(position.offset);
                     self.state.snapshot.seconds = begun.elapsed().as_secs_f64();

@@ -40,8 +40,12 @@
 
 mod apply;
 pub mod batch;
+mod conflict;
+pub mod copying;
 pub mod decode;
 pub mod expiry;
+mod governor;
+mod heartbeat;
 mod limits;
 pub mod link;
 mod load;
@@ -68,7 +72,9 @@ use crate::error::{Error, Result, Side};
 use crate::server::Endpoint;
 
 pub use batch::BatchLimits;
-pub use limits::{Limits, ThrottleRequest};
+pub use governor::Automatic;
+pub use heartbeat::heartbeat_key;
+pub use limits::{Limits, ThrottleRequest, Throttling};
 pub use position::{Direction, Mark, POSITION_KEY, Position, Reach};
 pub(crate) use serve::make_writable;
 
@@ -109,6 +115,8 @@ pub struct MirrorOptions {
     pub limits: Arc<Limits>,
     /// For how long what may pass by itself is tried again.
     pub retry: Retry,
+    /// How often the time is written to `from`, to measure the lag; none: never.
+    pub heartbeat: Option<Duration>,
     /// Keys of the gateway in db 0 of `to`, besides the position, that are put back when a mirrored FLUSHALL,
     /// FLUSHDB or SWAPDB takes them away.
     pub own_keys: Vec<(String, Vec<u8>)>,
@@ -142,6 +150,7 @@ impl MirrorOptions {
             batch: BatchLimits::default(),
             limits: Arc::default(),
             retry: Retry { connection: Duration::from_secs(12 * 3600), other: Duration::from_secs(600) },
+            heartbeat: Some(Duration::from_secs(1)),
             own_keys: Vec::new(),
         }
     }
@@ -240,6 +249,17 @@ impl Trouble {
     }
 }
 
+/// What the lag of a mirror rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LagFrom {
+    /// Heartbeats, and the stream's offsets between them.
+    Heartbeat,
+    /// The stream's offsets and the times at which its bytes arrived.
+    #[default]
+    Stream,
+}
+
 /// A mirror as it can be watched. Published at every change of stage, and otherwise a few times a second.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MirrorState {
@@ -251,12 +271,21 @@ pub struct MirrorState {
     pub received: u64,
     /// The last offset that the destination holds.
     pub applied: u64,
-    /// The age of the oldest byte that is received and not applied; 0 when there is none.
+    /// What the destination does not hold yet is at most so old: the age of the oldest byte that is received and not applied,
+    /// of a heartbeat that is on its way, or what the last heartbeat took.
     pub lag_ms: f64,
+    /// What the lag rests on.
+    pub lag_from: LagFrom,
+    /// When the last heartbeat came by.
+    pub heartbeat: Option<std::time::Instant>,
     /// Commands of the stream that were applied by this mirror since it was started.
     pub commands_applied: u64,
     /// Commands that failed on the destination.
     pub conflicts: u64,
+    /// Those of them that were left out, by policy or by a person.
+    pub skipped: notes::Dropped,
+    /// Keys that were copied anew because of the others.
+    pub copied: u64,
     /// How far the snapshot is.
     pub snapshot: SnapshotProgress,
     /// What was left out because the destination has no command for it.
@@ -277,8 +306,12 @@ impl MirrorState {
             received: 0,
             applied: 0,
             lag_ms: 0.0,
+            lag_from: LagFrom::Stream,
+            heartbeat: None,
             commands_applied: 0,
             conflicts: 0,
+            skipped: notes::Dropped::default(),
+            copied: 0,
             snapshot: SnapshotProgress::default(),
             dropped: notes::Dropped::default(),
             error: None,
@@ -306,6 +339,8 @@ pub struct SettleReport {
 pub enum Resolution {
     /// The command is left out.
     Skip,
+    /// Its keys are copied anew.
+    Copy,
 }
 
 /// What a handle asks of its mirror.

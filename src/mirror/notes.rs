@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! failure.json    the commands that the destination did not run, and whether somebody resolved that
-//! failures.log    those that were left out by policy, one JSON object a line
+//! failures.log    those that were left out, one JSON object a line
+//! skipped.json    how many these are, and the first of them
+//! copies.json     keys that are to be copied anew, until the destination has confirmed them
 //! begun           exists once the destination has borne our mark; holds the position that it began with
 //! dropped.json    what was left out because the destination has no command for it
 //! script-SHA1     the text of a script that the source sends by its digest
@@ -38,6 +40,38 @@ pub struct Failure {
     pub error: String,
     /// Whether the position behind it was applied, so that it will not come again by itself.
     pub passed: bool,
+    /// The keys that it touches; none when that cannot be told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<KeyAt>,
+}
+
+/// A key and its db.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyAt {
+    /// The db.
+    pub db: u32,
+    /// The key's bytes, as hexadecimal digits in the file.
+    #[serde(with = "hex")]
+    pub key: Vec<u8>,
+}
+
+/// Bytes that need not be text.
+mod hex {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
+        if digits.len() != text.chars().count() || digits.len() % 2 != 0 {
+            return Err(D::Error::custom("pairs of hexadecimal digits are expected"));
+        }
+        Ok(digits.chunks_exact(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect())
+    }
 }
 
 impl Failure {
@@ -50,9 +84,9 @@ impl Failure {
             self.command, self.db, self.offset, self.error
         );
         let remedy = if self.passed {
-            "the data differs there; find out who else writes to that server, then leave it out with `crossfade resume --skip-failed`; the key differs until it is replaced as a whole, and `crossfade verify` names it until then"
+            "the data differs there; find out who else writes to that server, then `crossfade resume --copy-failed` copies its keys anew, and `crossfade resume --skip-failed` leaves it out: the key then differs until it is replaced as a whole, and `crossfade verify` names it until then"
         } else {
-            "the server cannot run this command; make it able to (version, modules, ACL), then `crossfade resume`; or leave it out with `crossfade resume --skip-failed`"
+            "the server cannot run this command; make it able to (version, modules, ACL), then `crossfade resume`; or copy its keys as values with `crossfade resume --copy-failed`, or leave it out with `crossfade resume --skip-failed`"
         };
         Error::new(side, message).remedy(remedy)
     }
@@ -173,22 +207,91 @@ impl Notes {
     ///
     /// # Errors
     /// There are none, or the disk does not take it.
-    pub fn skip_failures(&self) -> Result<()> {
+    pub fn skip_failures(&self, side: Side) -> Result<()> {
+        let copies = !self.copies()?.is_empty();
+        self.set_copies(&[])?;
         let Some(mut failures) = self.failures()? else {
-            return Err(Error::new(Side::Gateway, "there is no failed command to skip").remedy(
-                "remove what `crossfade status` names as the cause, then `crossfade resume` without it",
-            ));
+            return if copies { Ok(()) } else { Err(nothing_failed("skip")) };
         };
+        self.skipped_too(&failures.commands, side)?;
         failures.skip = true;
         let to_come = failures.commands.iter().any(|failure| !failure.passed);
         self.set_failures(to_come.then_some(&failures))
     }
 
-    /// Adds to the commands that were left out by policy.
+    /// Resolves the failures that stand: the keys of their commands are copied anew.
+    ///
+    /// # Errors
+    /// There are none, or nobody knows their keys, or the disk does not take it.
+    pub fn copy_failures(&self) -> Result<()> {
+        let Some(failures) = self.failures()? else { return Err(nothing_failed("copy")) };
+        if let Some(odd) = failures.commands.iter().find(|failure| failure.places.is_empty()) {
+            let message = format!("nobody can tell which keys {} changes", odd.command);
+            return Err(Error::new(Side::Gateway, message)
+                .remedy("leave it out with `crossfade resume --skip-failed`, then verify"));
+        }
+        self.add_copies(failures.commands.into_iter().flat_map(|failure| failure.places))?;
+        self.set_failures(None)
+    }
+
+    /// The keys that are to be copied anew.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none of ours.
+    pub fn copies(&self) -> Result<Vec<KeyAt>> {
+        Ok(self.json("copies.json")?.unwrap_or_default())
+    }
+
+    /// Records durably which keys are to be copied anew.
     ///
     /// # Errors
     /// The disk does not take it.
-    pub fn log(&self, failure: &Failure) -> Result<()> {
+    pub fn set_copies(&self, keys: &[KeyAt]) -> Result<()> {
+        let text = (!keys.is_empty()).then(|| serde_json::to_vec_pretty(keys).unwrap_or_default());
+        self.put("copies.json", text.as_deref())
+    }
+
+    /// Adds to them.
+    ///
+    /// # Errors
+    /// As [`Self::copies`] and [`Self::set_copies`].
+    pub fn add_copies(&self, keys: impl IntoIterator<Item = KeyAt>) -> Result<()> {
+        let mut all = self.copies()?;
+        for key in keys {
+            if !all.contains(&key) {
+                all.push(key);
+            }
+        }
+        self.set_copies(&all)
+    }
+
+    /// What was left out because the destination did not run it.
+    pub fn skipped(&self) -> Dropped {
+        // As with `dropped`.
+        let text = fs::read(self.dir.join("skipped.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Counts and names commands that are left out.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn skipped_too(&self, failures: &[Failure], side: Side) -> Result<Dropped> {
+        for failure in failures {
+            self.log(failure)?;
+        }
+        let mut skipped = self.skipped();
+        let names = failures.iter().map(|failure| failure.to_error(side, 0).message);
+        skipped.add(failures.len() as u64, names);
+        self.put("skipped.json", Some(&serde_json::to_vec_pretty(&skipped).unwrap_or_default()))?;
+        Ok(skipped)
+    }
+
+    /// Adds to the commands that were left out.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    fn log(&self, failure: &Failure) -> Result<()> {
         let append = || {
             let mut file =
                 OpenOptions::new().create(true).append(true).open(self.dir.join("failures.log"))?;
@@ -279,6 +382,11 @@ impl Notes {
     }
 }
 
+fn nothing_failed(what: &str) -> Error {
+    Error::new(Side::Gateway, format!("there is no failed command to {what}"))
+        .remedy("remove what `crossfade status` names as the cause, then `crossfade resume` without it")
+}
+
 fn failed(what: &str, cause: io::Error) -> Error {
     Error::passing(Side::Gateway, what).because(cause).remedy("look at the disk that holds state_dir")
 }
@@ -300,6 +408,7 @@ mod tests {
             offset: 77,
             error: "WRONGTYPE".into(),
             passed: true,
+            places: vec![KeyAt { db: 2, key: b"k\xff\n".to_vec() }],
         };
         let text = failure.to_error(Side::Destination, 1).to_string();
         for part in ["INCR", "\"k\"", "db 2", "77", "WRONGTYPE", "1 more"] {
@@ -309,8 +418,16 @@ mod tests {
         notes.set_failures(Some(&failures)).unwrap();
         notes.set_begun(Some("x 1 0")).unwrap();
         notes.set_padded(true).unwrap();
-        notes.log(&failure).unwrap();
-        assert_eq!(notes.failures().unwrap(), Some(failures));
+        notes.skipped_too(&[failure.clone(), failure.clone()], Side::Destination).unwrap();
+        assert_eq!(notes.skipped().count, 2);
+        assert!(notes.skipped().named[1].contains("INCR of key"));
+        assert_eq!(notes.failures().unwrap(), Some(failures.clone()));
+        notes.copy_failures().unwrap();
+        assert_eq!(notes.copies().unwrap(), failure.places);
+        assert!(notes.failures().unwrap().is_none() && notes.copy_failures().is_err());
+        notes.set_failures(Some(&failures)).unwrap();
+        notes.skip_failures(Side::Destination).unwrap();
+        assert!(notes.copies().unwrap().is_empty() && notes.skip_failures(Side::Destination).is_err());
         assert_eq!(notes.begun().as_deref(), Some("x 1 0"));
         assert!(notes.padded());
         notes.set_failures(None).unwrap();

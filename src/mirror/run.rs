@@ -23,12 +23,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::governor;
+use super::heartbeat::Heartbeat;
 use super::link::{self, Found, Opened};
 use super::notes::Notes;
 use super::position::lineage;
 use super::{
-    Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution, Stage, Start,
-    Trouble,
+    Direction, LagFrom, Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution,
+    Stage, Start, Trouble,
 };
 use crate::config::OnExistingKey;
 use crate::error::{Error, Result, Side};
@@ -98,11 +100,14 @@ pub(super) struct Task {
     pub(super) journal: Arc<Journal>,
     pub(super) receiver: Option<ReceiverHandle>,
     /// A switch is near: [`ReceiverOptions::hurry`].
-    hurry: Arc<AtomicBool>,
+    pub(super) hurry: Arc<AtomicBool>,
+    pub(super) heartbeat: Option<Heartbeat>,
     /// The destination refused what was joined from several commands.
     pub(super) each_by_itself: bool,
     /// Commands that the destination does not know, and that are left out, in lower case.
     pub(super) left_out: HashSet<Vec<u8>>,
+    /// Keys are being copied anew.
+    pub(super) copying: Option<CopyingNow>,
     /// The offset that the destination holds: for the source's ACK, and for whoever waits.
     pub(super) applied: watch::Sender<u64>,
     publish: watch::Sender<MirrorState>,
@@ -119,6 +124,15 @@ pub(super) struct Task {
     /// Since when something is received that is not applied, as far as that is known without the stream.
     behind_since: Option<Instant>,
     jitter: u64,
+}
+
+/// Keys that are being copied anew.
+#[derive(Debug)]
+pub(super) struct CopyingNow {
+    /// How many.
+    pub(super) keys: usize,
+    /// The stream in which their place is.
+    pub(super) replid: Option<String>,
 }
 
 /// What a handle and its task share.
@@ -157,15 +171,18 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
     };
     let Some((notes, journal)) = opened else { return };
     let Ends { publish, applied, requests, paused, going, cancel } = ends;
-    let state = MirrorState { dropped: notes.dropped(), ..publish.borrow().clone() };
+    let state =
+        MirrorState { dropped: notes.dropped(), skipped: notes.skipped(), ..publish.borrow().clone() };
     let mut task = Task {
         options,
         notes,
         journal: Arc::new(journal),
         receiver: None,
         hurry: Arc::default(),
+        heartbeat: None,
         each_by_itself: false,
         left_out: HashSet::new(),
+        copying: None,
         applied,
         publish,
         state,
@@ -179,6 +196,10 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         behind_since: None,
         jitter: unix_ms() | 1,
     };
+    let governor = (task.options.direction == Direction::Forward).then(|| {
+        let (to, limits) = (task.options.to.clone(), Arc::clone(&task.options.limits));
+        tokio::spawn(governor::run(to, limits, task.publish.subscribe()))
+    });
     loop {
         match task.session().await {
             Err(End::Stopped) => break,
@@ -196,6 +217,13 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
             }
             Ok(()) => {}
         }
+    }
+    if let Some(governor) = governor {
+        governor.abort();
+        let _ = governor.await;
+    }
+    if let Some(heartbeat) = task.heartbeat.take() {
+        heartbeat.stop().await;
     }
     if let Some(receiver) = task.receiver.take() {
         receiver.stop().await;
@@ -441,9 +469,16 @@ impl Task {
         generation
     }
 
+    /// The destination's position, unless keys in front of it are yet to be copied anew.
+    pub(super) fn stand_at(&self, offset: u64) {
+        if self.notes.copies().is_ok_and(|copies| copies.is_empty()) {
+            self.applied.send_replace(offset);
+        }
+    }
+
     /// Makes sure that the journal gives the stream behind a position.
     async fn follow(&mut self, position: &Position) {
-        self.applied.send_replace(position.offset);
+        self.stand_at(position.offset);
         if self.receiver.is_none() || !self.journal.covers(position) {
             self.replace_receiver(ReceiveFrom::Continue(position.clone())).await;
         }
@@ -528,11 +563,15 @@ impl Task {
                 }
                 Some(request) = self.requests.recv() => request,
             };
-            let Request::Resolve { resolution: Resolution::Skip, reply } = request else {
+            let Request::Resolve { resolution, reply } = request else {
                 refuse(request, &format!("the mirror has failed: {}", error.message));
                 continue;
             };
-            let resolved = self.notes.skip_failures();
+            let resolved = match resolution {
+                Resolution::Skip => self.notes.skip_failures(self.options.to.side),
+                Resolution::Copy => self.notes.copy_failures(),
+            };
+            self.state.skipped = self.notes.skipped();
             let done = resolved.is_ok();
             let _ = reply.send(resolved);
             if done {
@@ -591,11 +630,19 @@ impl Task {
 
     /// Shows the state to whoever watches.
     pub(super) fn publish(&mut self) {
+        self.state.heartbeat = self.heartbeat.as_ref().and_then(Heartbeat::last);
+        self.state.lag_from =
+            if self.state.heartbeat.is_some() { LagFrom::Heartbeat } else { LagFrom::Stream };
         self.state.received = self.journal.received();
         self.state.applied = *self.applied.borrow();
         if let Some(replid) = self.journal.replid() {
             self.state.replid = replid;
         }
+        // It waits by itself and ends by itself, so it stands beside what the stages note and forget.
+        let waits = self.options.limits.automatic().filter(|_| self.options.direction == Direction::Forward);
+        let waits = waits.and_then(|automatic| automatic.trouble(&self.options.to));
+        let noted = self.state.error.clone();
+        self.state.error = noted.clone().or(waits);
         self.publish.send_if_modified(|shown| {
             let differs = *shown != self.state;
             if differs {
@@ -603,6 +650,7 @@ impl Task {
             }
             differs
         });
+        self.state.error = noted;
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -47,8 +46,7 @@ impl Task {
         progress: &Arc<Progress>,
         begun: Instant,
     ) -> Step<bool> {
-        let limits = &self.options.limits.snapshot;
-        let paced = limits.bytes.load(Relaxed) > 0 || limits.keys.load(Relaxed) > 0;
+        let paced = self.options.limits.paces_the_snapshot();
         if self.options.method == SnapshotMethod::Commands || self.by_commands || paced {
             return Ok(false);
         }

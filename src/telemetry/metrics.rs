@@ -32,8 +32,11 @@ pub struct Metrics {
     applied_offset: Gauge,
     lag_bytes: Gauge,
     lag_seconds: Gauge,
+    heartbeat_age_seconds: Gauge,
     commands_applied: Counter,
     conflicts: Counter,
+    skipped: Counter,
+    copied: Counter,
     switches: Vec<(SwitchKind, SwitchOutcome, Counter)>,
     pause: Histogram,
     hold: Histogram,
@@ -146,7 +149,12 @@ impl Metrics {
             lag_seconds: gauge(
                 "crossfade_mirror_lag_seconds",
                 Unit::Seconds,
-                "Age of the oldest byte that is not applied",
+                "Age of the oldest byte that is not applied, or the lag of the last heartbeat",
+            ),
+            heartbeat_age_seconds: gauge(
+                "crossfade_mirror_heartbeat_age_seconds",
+                Unit::Seconds,
+                "Time since the last heartbeat came by, NaN without heartbeats",
             ),
             commands_applied: counter(
                 "crossfade_mirror_commands_applied_total",
@@ -157,6 +165,16 @@ impl Metrics {
                 "crossfade_mirror_conflicts_total",
                 Unit::Count,
                 "Commands refused because the data differs",
+            ),
+            skipped: counter(
+                "crossfade_mirror_skipped_total",
+                Unit::Count,
+                "Commands left out because the receiving server did not run them",
+            ),
+            copied: counter(
+                "crossfade_mirror_keys_copied_total",
+                Unit::Count,
+                "Keys copied anew because a command on them failed",
             ),
             switches,
             pause: histogram("crossfade_switch_pause_seconds", "From closing the gate to opening it"),
@@ -192,8 +210,11 @@ impl Metrics {
         self.applied_offset.set(status.mirror.applied_offset as f64);
         self.lag_bytes.set(status.mirror.lag_bytes as f64);
         self.lag_seconds.set(status.mirror.lag_ms / 1000.0);
+        self.heartbeat_age_seconds.set(status.mirror.heartbeat_age_ms.map_or(f64::NAN, |ms| ms / 1000.0));
         self.commands_applied.absolute(status.mirror.commands_applied);
         self.conflicts.absolute(status.mirror.conflicts);
+        self.skipped.absolute(status.mirror.skipped.count);
+        self.copied.absolute(status.mirror.copied);
 
         let mut counted = self.counted.lock();
         let from = counted.replace(status.switches.len()).unwrap_or(status.switches.len());

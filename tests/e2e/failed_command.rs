@@ -1,5 +1,5 @@
 //! A command that fails on the other side: the mirror stops, `status` says what failed and what to do, and
-//! `resume --skip-failed` goes on without it.
+//! `resume --skip-failed` goes on without it, `resume --copy-failed` with its keys copied anew; or the configuration decides.
 
 use std::process::Command;
 
@@ -124,4 +124,119 @@ async fn a_destination_without_mset_gets_every_set_by_itself() {
     lab.same().await;
     assert_eq!(lab.destination.call(&["DBSIZE"]).await.unwrap().number(), Some(42));
     assert!(lab.gateway.log().contains("refuses an MSET"), "it was never asked for one");
+}
+
+/// A gateway with `[mirror]` keys in a file of its own, which has to outlive it.
+fn configured(mirror: &str) -> (tempfile::TempDir, Setup) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("crossfade.toml");
+    std::fs::write(&file, format!("[mirror]\n{mirror}\n")).unwrap();
+    let setup = Setup::new().gateway(&["--config", file.to_str().unwrap()]);
+    (dir, setup)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_a_command_that_failed_are_copied_anew_on_request() {
+    let mut lab = Setup::new().build().await;
+    lab.expect_log("the mirror");
+    lab.mirror().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["RPUSH", "queue", "1", "2"]).await.unwrap();
+    lab.in_step().await;
+    lab.destination.call(&["SET", "queue", "written by somebody else"]).await.unwrap();
+    client.must(&["RPUSH", "queue", "3"]).await.unwrap();
+    let status = stopped(&mut lab).await;
+    assert!(status["error"]["remedy"].as_str().unwrap().contains("resume --copy-failed"), "{status}");
+    let (code, answer) =
+        lab.gateway.post("/v1/resume", &json!({"skip_failed": true, "copy_failed": true})).await.unwrap();
+    assert_eq!(code, 409, "{answer}");
+    // Written while the mirror stands, and after it.
+    client.must(&["RPUSH", "queue", "4"]).await.unwrap();
+    let (code, answer) = resume(&lab, &["--copy-failed"]);
+    assert_eq!(code, 0, "{answer}");
+    client.must(&["RPUSH", "queue", "5"]).await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    lab.same().await;
+    let mirror = lab.gateway.status().await.unwrap()["mirror"].clone();
+    assert_eq!((&mirror["copied"], &mirror["skipped"]["count"]), (&json!(1), &json!(0)), "{mirror}");
+    let (code, answer) = resume(&lab, &["--copy-failed"]);
+    assert_eq!(code, 1, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_copied_anew_where_the_configuration_says_so() {
+    let (_config, setup) = configured("on_conflict = \"copy-key\"\non_error = \"copy-key\"");
+    let mut lab = setup.destination(&["--rename-command", "LPUSH", ""]).build().await;
+    lab.expect_log("its keys are copied anew");
+    lab.expect_log("the destination refuses a command");
+    lab.mirror().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+
+    // Refused: nothing of the batch ran. In another db, with an expiry, under a key that is no text.
+    let odd: &[u8] = b"\xff\x00\r\n";
+    client.must(&["SELECT", "3"]).await.unwrap();
+    client.must(&[b"LPUSH", odd, b"1"]).await.unwrap();
+    client.must(&[b"PEXPIRE", odd, b"100000000"]).await.unwrap();
+    client.must(&[b"LPUSH", odd, b"2"]).await.unwrap();
+    lab.same().await;
+
+    // Failed: the rest of the batch ran. What it touches together with another key takes that key along.
+    client.must(&["SELECT", "0"]).await.unwrap();
+    client.must(&["SADD", "one", "a", "b"]).await.unwrap();
+    client.must(&["INCR", "number"]).await.unwrap();
+    lab.in_step().await;
+    for key in ["one", "number"] {
+        lab.destination.call(&["DEL", key]).await.unwrap();
+        lab.destination.call(&["HSET", key, "not", "yours"]).await.unwrap();
+    }
+    client.must(&["MULTI"]).await.unwrap();
+    client.must(&["INCR", "number"]).await.unwrap();
+    client.must(&["SUNIONSTORE", "two", "one"]).await.unwrap();
+    client.must(&["SADD", "one", "c"]).await.unwrap();
+    client.must(&["EXEC"]).await.unwrap();
+    client.must(&["INCR", "number"]).await.unwrap();
+    lab.same().await;
+    let status = lab.gateway.status().await.unwrap();
+    let copied = status["mirror"]["copied"].as_u64().unwrap();
+    assert!(copied >= 4 && status["error"].is_null(), "{status}");
+    lab.cutover().await;
+    lab.same().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_configuration_skips_is_counted_and_named() {
+    let (_config, setup) = configured("on_conflict = \"skip\"\non_error = \"skip\"");
+    let mut lab = setup.destination(&["--rename-command", "LPUSH", ""]).build().await;
+    lab.expect_log("left out");
+    lab.expect_log("the destination refuses a command");
+    lab.mirror().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    lab.destination.call(&["RPUSH", "number", "not a number"]).await.unwrap();
+    client.must(&["LPUSH", "queue", "job"]).await.unwrap();
+    client.must(&["INCR", "number"]).await.unwrap();
+    client.must(&["SET", "behind", "1"]).await.unwrap();
+    let arrived = async |lab: &mut Lab| {
+        lab.in_step().await;
+        assert_eq!(lab.destination.call(&["GET", "behind"]).await.unwrap().bytes(), Some(&b"1"[..]));
+        let skipped = lab.gateway.status().await.unwrap()["mirror"]["skipped"].clone();
+        assert_eq!(skipped["count"], 2, "{skipped}");
+        for (nth, part) in ["LPUSH of key \"queue\"", "INCR of key \"number\""].iter().enumerate() {
+            assert!(skipped["named"][nth].as_str().unwrap().contains(part), "{skipped}");
+        }
+    };
+    arrived(&mut lab).await;
+    let (_, metrics) = lab.gateway.get("/metrics").await.unwrap();
+    assert!(
+        metrics
+            .lines()
+            .any(|line| line.starts_with("crossfade_mirror_skipped_total{") && line.ends_with(" 2"))
+    );
+    lab.gateway.restart().await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    arrived(&mut lab).await;
+    for key in ["queue", "number"] {
+        client = Connection::open(&lab.gateway.address()).await.unwrap();
+        client.must(&["DEL", key]).await.unwrap();
+    }
+    lab.same().await;
 }

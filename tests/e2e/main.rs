@@ -36,6 +36,7 @@ mod h37_scripts_cursors;
 mod h38_rollback;
 mod h39_refusals;
 mod h51_h52_running;
+mod heartbeat;
 mod journal_limit;
 mod large_values;
 mod one_node;

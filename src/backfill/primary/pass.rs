@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Broken, Served, Unfit, lost, reads, unreadable};
 use crate::backfill::OWN_PREFIX;
-use crate::backfill::feeder::Pace;
-use crate::backfill::progress::{Progress, Throttle};
+use crate::backfill::{Pace, Progress, Throttle};
 use crate::error::{Error, Side};
 use crate::mirror::expiry::padded;
 use crate::rdb::{Item, RawValue, ReadOptions, Reader, Stopped, Writer};
@@ -93,7 +92,8 @@ impl Pass {
         if !reads(&self.capabilities, header) {
             return Err(Unfit::new("it does not read files of that version").into());
         }
-        let pace = Pace { limits: Arc::clone(&self.throttle), since: Instant::now() };
+        // A replica that hears nothing for long begins anew.
+        let pace = Pace::new(Arc::clone(&self.throttle), Instant::now()).that_never_stops();
         let mut out = Outgoing {
             to,
             writer: Writer::new(header),
@@ -217,7 +217,7 @@ struct Outgoing {
 
 impl Outgoing {
     fn flush(&mut self) -> Result<(), Unfit> {
-        self.pace.wait(self.writer.bytes().len(), std::mem::take(&mut self.keys), &self.cancel);
+        self.pace.wait(self.writer.bytes().len(), u64::from(std::mem::take(&mut self.keys)), &self.cancel);
         self.to.write_all(self.writer.bytes()).map_err(lost)?;
         self.writer.clear();
         Ok(())

@@ -76,6 +76,7 @@ impl Controller {
         };
         options.limits = Arc::clone(&self.limits);
         options.retry = self.config.retry;
+        options.heartbeat = self.config.heartbeat;
         if active == ActiveSide::Source {
             options.own_keys =
                 vec![(holder::KEY.to_owned(), Holder::this(&self.record.id).to_string().into_bytes())];
@@ -140,22 +141,29 @@ impl Controller {
         }
     }
 
-    /// Before the mirror is resumed: has it leave out the commands that it stopped at, if that was asked for.
-    pub(super) async fn skip_failed(&self, request: ResumeRequest) -> Result<()> {
-        if !request.skip_failed {
-            return Ok(());
-        }
+    /// Before the mirror is resumed: resolves the commands that it stopped at, if that was asked for.
+    pub(super) async fn resolve_failed(&self, request: ResumeRequest) -> Result<()> {
+        let what = match (request.skip_failed, request.copy_failed) {
+            (false, false) => return Ok(()),
+            (true, true) => {
+                return Err(Error::new(Side::Gateway, "a failed command is either skipped or copied")
+                    .remedy("give one of --skip-failed and --copy-failed"));
+            }
+            (true, false) => "skip",
+            (false, true) => "copy",
+        };
         // Tried on a copy: a resume that is refused must not have skipped anything.
         self.machine.clone().handle(Input::Resume)?;
         if self.machine.phase() != Phase::Failed {
-            return Err(Error::new(Side::Gateway, "there is no failed command to skip")
+            return Err(Error::new(Side::Gateway, format!("there is no failed command to {what}"))
                 .remedy("`crossfade resume` without it goes on"));
         }
         // A mirror that failed is let go of: only its notes speak of the failure.
         let line = self.store.as_ref().map(|store| store.line().clone());
         let options = line.and_then(|line| self.mirror_options(line.epoch, line.active, Start::Resume));
         match options {
-            Some(options) => Notes::open(&options.dir)?.skip_failures(),
+            Some(options) if request.copy_failed => Notes::open(&options.dir)?.copy_failures(),
+            Some(options) => Notes::open(&options.dir)?.skip_failures(options.to.side),
             None => Err(Error::new(Side::Gateway, "nothing was mirrored yet")
                 .remedy("`crossfade resume` without it goes on")),
         }

@@ -307,7 +307,7 @@ impl Controller {
         match ask {
             Ask::Start(answer) => self.simple(Input::Start, answer).await,
             Ask::Pause(answer) => self.simple(Input::Pause, answer).await,
-            Ask::Resume(request, answer) => match self.skip_failed(request).await {
+            Ask::Resume(request, answer) => match self.resolve_failed(request).await {
                 Ok(()) => self.simple(Input::Resume, answer).await,
                 Err(error) => drop(answer.send(Err(error))),
             },
@@ -522,7 +522,7 @@ impl Controller {
         self.begin = None;
         let mirror = self.running.as_ref().map(|running| running.mirror.clone());
         let within = self.config.server.connect_timeout;
-        self.ending = Some(tokio::spawn(ending::end(mirror, active, other, within)));
+        self.ending = Some(tokio::spawn(ending::end(mirror, active, other, within, self.record.id.clone())));
     }
 
     async fn tick(&mut self) {

@@ -48,8 +48,12 @@ impl Controller {
             applied_offset: state.applied,
             lag_bytes: state.received.saturating_sub(state.applied),
             lag_ms: state.lag_ms,
+            lag_from: state.lag_from,
+            heartbeat_age_ms: state.heartbeat.map(|at| (at.elapsed().as_secs_f64() * 1000.0).round()),
             commands_applied: state.commands_applied,
             conflicts: state.conflicts,
+            skipped: Dropped { count: state.skipped.count, named: state.skipped.named },
+            copied: state.copied,
             ..MirrorStatus::default()
         });
         let status = Status {

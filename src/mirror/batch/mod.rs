@@ -17,9 +17,10 @@
 //! A batch ends only where no transaction of the source is open, so a transaction larger than the limits
 //! makes one large batch. A transaction of which only a part has arrived is carried over to the next batch.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
-use super::decode::Decoder;
+use super::copying::{self, Copying, Stuck};
+use super::decode::{Command, Decoder};
 use super::position::POSITION_KEY;
 use super::transform::{Plan, Transform, select};
 use crate::resp::scan::{ProtocolError, ReplyScanner};
@@ -33,6 +34,9 @@ const SET_HEAD: &[u8] = b"*3\r\n$3\r\nSET\r\n";
 /// SETs that become one MSET at most, and how large each may be: larger ones gain nothing.
 const RUN: usize = 16;
 const SMALL: usize = 1024;
+
+/// Beats that are remembered.
+const BEATS: usize = 16;
 
 /// Memory that a buffer may keep for the next batch.
 const KEEP: usize = 4 * 1024 * 1024;
@@ -90,6 +94,8 @@ pub struct Batch {
     highest_db: u32,
     /// When its oldest byte arrived (unix milliseconds); 0 when it holds nothing from the stream.
     pub oldest_ms: u64,
+    /// Whether it writes the values of keys that are copied anew, see [`Collector::copy`].
+    pub copies: bool,
 }
 
 /// A command of a batch, taken apart for an error message.
@@ -103,6 +109,8 @@ pub struct Named {
     pub db: u32,
     /// The offset of its last byte in the stream; 0 for a command of our own.
     pub end: u64,
+    /// The keys that it touches, if that can be told.
+    pub places: Vec<super::transform::Place>,
 }
 
 impl Batch {
@@ -146,11 +154,13 @@ impl Batch {
             })
             .unwrap_or(0);
         let args = self.args(index);
+        let places = copying::places(&args, db).unwrap_or_default();
         Named {
             name: args.first().map(|name| String::from_utf8_lossy(name).to_uppercase()).unwrap_or_default(),
             key: args.get(1).map(|key| key.to_vec()),
             db,
             end: self.places[index].end,
+            places: places.into_iter().map(|(place, _)| place).collect(),
         }
     }
 
@@ -161,6 +171,7 @@ impl Batch {
         self.commands = 0;
         self.highest_db = 0;
         self.oldest_ms = 0;
+        self.copies = false;
         if self.wire.capacity() > KEEP {
             self.wire = Vec::new();
         }
@@ -205,6 +216,11 @@ pub struct Collector {
     hold: u64,
     /// Commands that a person decided to leave out, by the offset of their last byte.
     skip: HashSet<u64>,
+    /// The key of the heartbeat, and the beats that were read: offset of the last byte, and content.
+    heartbeat: Vec<u8>,
+    beats: VecDeque<(u64, u64)>,
+    /// Keys that are copied anew, until their values are collected.
+    copying: Option<Box<Copying>>,
 }
 
 impl Collector {
@@ -226,6 +242,9 @@ impl Collector {
             discard: 0,
             hold: u64::MAX,
             skip: HashSet::new(),
+            heartbeat: Vec::new(),
+            beats: VecDeque::new(),
+            copying: None,
         }
     }
 
@@ -240,6 +259,7 @@ impl Collector {
         self.seal = Seal { wire: 0, places: 0, commands: 0, end: after, db, connection_db: 0 };
         self.run = None;
         self.wiped = false;
+        self.copying = None;
         self.transform.take_wiped();
     }
 
@@ -261,6 +281,33 @@ impl Collector {
     /// Leaves out the command that ends at this offset.
     pub fn skip(&mut self, end: u64) {
         self.skip.insert(end);
+    }
+
+    /// Passes over the commands on these keys up to the offset at which their values were taken, and writes the values there.
+    pub fn copy(&mut self, copying: Copying) {
+        self.copying = Some(Box::new(copying));
+    }
+
+    /// Why nothing more is collected, if the keys that are copied anew are the reason. What was collected is of no use then.
+    pub fn stuck(&self) -> Option<&Stuck> {
+        self.copying.as_ref()?.stuck.as_ref()
+    }
+
+    /// Remembers the beats of this key, which are not passed on.
+    pub fn watch_heartbeat(&mut self, key: String) {
+        self.heartbeat = key.into_bytes();
+    }
+
+    /// The content of the last beat up to `applied`, if there is one that was not answered before.
+    pub fn beat_before(&mut self, applied: u64) -> Option<u64> {
+        let mut last = None;
+        while let Some(&(end, ms)) = self.beats.front()
+            && end <= applied
+        {
+            last = Some(ms);
+            self.beats.pop_front();
+        }
+        last
     }
 
     /// From here on every SET goes by itself, as it came.
@@ -310,14 +357,24 @@ impl Collector {
     /// The bytes are no replication stream.
     pub fn collect(&mut self) -> Result<(), ProtocolError> {
         while !self.is_full() && self.seal.end < self.hold {
+            if self.copying.is_some() && !self.may_go_on() {
+                break;
+            }
             let Some(command) = self.decoder.command()? else {
                 self.decoder.shrink();
                 break;
             };
             let end = command.end;
             let at = self.open.wire.len();
-            match self.transform.plan(&command) {
-                Plan::Skip => {}
+            let plan = self.transform.plan(&command);
+            if let Some(copying) = &mut self.copying
+                && passed_over(copying, &command, plan, self.db)
+            {
+                self.seal_here(end);
+                continue;
+            }
+            match plan {
+                Plan::Skip => note_beat(&command, &self.heartbeat, &mut self.beats),
                 Plan::Select(db) => self.db = db,
                 Plan::Multi => {
                     // What comes may have to wait for its EXEC, and what was collected before must not.
@@ -376,6 +433,34 @@ impl Collector {
             self.seal_here(end);
         }
         Ok(())
+    }
+
+    /// Writes the values that are copied anew when their place has come. False: the copy is stuck.
+    fn may_go_on(&mut self) -> bool {
+        let Some(copying) = self.copying.take_if(|copying| {
+            !self.in_transaction && self.seal.end >= copying.until && copying.stuck.is_none()
+        }) else {
+            return self.stuck().is_none();
+        };
+        close(&mut self.run, &mut self.open, &mut self.seal);
+        for taken in copying.taken {
+            let (db, key) = taken.place;
+            if self.open.wire.is_empty() {
+                self.open.wire.extend_from_slice(MULTI);
+            }
+            if self.connection_db != db {
+                self.open.places.push(Place { at: self.open.wire.len(), end: 0 });
+                select(db, &mut self.open.wire);
+                self.connection_db = db;
+                self.open.highest_db = self.open.highest_db.max(db);
+            }
+            self.open.places.push(Place { at: self.open.wire.len(), end: 0 });
+            let commands = self.transform.put(db, &key, taken.value.as_ref(), &mut self.open.wire);
+            place_rest(&self.open.wire, &mut self.open.places, commands, 0);
+        }
+        self.open.copies = true;
+        self.seal_here(self.seal.end);
+        true
     }
 
     /// A batch may end behind the command that ends at `end`, unless a transaction is open there.
@@ -466,6 +551,39 @@ impl Collector {
     pub fn recycle(&mut self, batch: Batch) {
         self.spare = batch;
         self.spare.clear();
+    }
+}
+
+/// Whether a command comes to nothing because its keys are copied anew behind it.
+#[cold]
+fn passed_over(copying: &mut Copying, command: &Command<'_>, plan: Plan, db: u32) -> bool {
+    if matches!(plan, Plan::Skip | Plan::Select(_) | Plan::Multi | Plan::Exec) {
+        return false;
+    }
+    if command.end > copying.until {
+        let why = "the offset at which the keys were read lies inside a command";
+        copying.stuck = Some(Stuck::Obstacle(why.into()));
+        return true;
+    }
+    copying.passes_over(&command.args().collect::<Vec<_>>(), db)
+}
+
+/// Takes note of a command that is passed over, if it is a beat.
+fn note_beat(command: &Command<'_>, key: &[u8], beats: &mut VecDeque<(u64, u64)>) {
+    if key.is_empty() || command.argc() < 3 {
+        return;
+    }
+    let mut args = command.args().skip(1);
+    if args.next() != Some(key) {
+        return;
+    }
+    let content = args.next().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    if let Some(ms) = content {
+        // Those in front tell the age of what waits; of those behind, the last one is enough.
+        if beats.len() == BEATS {
+            beats.pop_back();
+        }
+        beats.push_back((command.end, ms));
     }
 }
 

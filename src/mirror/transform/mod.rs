@@ -21,6 +21,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::copying::Dumped;
 use super::decode::Command;
 use super::expiry::padded;
 use super::older::{self, Payload};
@@ -623,6 +624,27 @@ impl Transform {
         }
         write::command(out, &words);
         Some(1)
+    }
+
+    /// Writes the value that a key has at this place of the stream, or that it has none. Answers how many commands that are.
+    pub fn put(&mut self, db: u32, key: &[u8], value: Option<&Dumped>, out: &mut Vec<u8>) -> u32 {
+        // Before 3.0 RESTORE knows no REPLACE.
+        write::command(out, &[b"DEL", key]);
+        let Some(Dumped { payload, expires_at }) = value else { return 1 };
+        let ttl = expires_at.unwrap_or(0).to_string();
+        let mut words = vec![&b"RESTORE"[..], key, ttl.as_bytes(), payload];
+        if expires_at.is_some() {
+            words.push(b"ABSTTL");
+        }
+        let before = out.len();
+        match self.restore(db, &words, 0, out) {
+            Some(commands) => 1 + commands,
+            None => {
+                out.truncate(before);
+                write::command(out, &words);
+                2
+            }
+        }
     }
 
     /// SWAPDB with db 0 takes our keys into the other db; there they are removed. Remembered keys follow.
