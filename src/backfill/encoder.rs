@@ -1,11 +1,14 @@
 //! From records to batches of commands. No I/O.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::LoadOptions;
 use crate::config::OnExistingKey;
+use crate::mirror::Selection;
 use crate::mirror::expiry::padded;
 use crate::rdb::{self, BigEntry, Dialect, Entry, RawValue, RdbError, Stopped, Text, What};
 use crate::server::{Capabilities, Flavour};
@@ -38,11 +41,14 @@ pub(super) struct Plan {
     pub(super) functions: bool,
     /// What the destination has no command for is left out.
     pub(super) drop_unsupported: bool,
+    /// What is copied, where that is not all.
+    pub(super) select: Option<Arc<Selection>>,
     pub(super) dialect: Dialect,
 }
 
 impl Plan {
-    pub(super) fn new(to: &Capabilities, existing: OnExistingKey, drop_unsupported: bool) -> Self {
+    pub(super) fn new(to: &Capabilities, options: &LoadOptions) -> Self {
+        let existing = options.existing;
         let since = |major, minor| to.at_least(major, minor);
         Self {
             keep: existing == OnExistingKey::Keep,
@@ -55,7 +61,8 @@ impl Plan {
             replace: since(3, 0),
             set_pxat: since(6, 2),
             functions: to.functions,
-            drop_unsupported,
+            drop_unsupported: options.drop_unsupported,
+            select: options.select.clone(),
             dialect: Dialect {
                 hash_field_expiry: match to.flavour {
                     Flavour::Valkey => to.version >= (9, 0, 0),

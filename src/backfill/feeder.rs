@@ -84,7 +84,16 @@ impl Feeder {
         let mut reader = Reader::new(from, ReadOptions { big_value });
         let mut encoder = Encoder::new(&plan);
         let mut fed = Fed::default();
-        let outcome = feed(&mut reader, &mut encoder, &mut lanes, &plan, &failures, &progress, &mut fed);
+        let outcome = feed(
+            &mut reader,
+            &mut encoder,
+            &mut lanes,
+            &plan,
+            &failures,
+            &progress,
+            &mut fed,
+            select.as_deref(),
+        );
         progress.bytes_read.store(reader.bytes_read(), Relaxed);
         match outcome {
             Ok(()) => Ok(fed),
@@ -109,6 +118,8 @@ fn feed<R: Read>(
     fed: &mut Fed,
 ) -> Result<(), RdbError> {
     let mut batches = 0;
+    let select = plan.select.as_deref();
+    let outside = |db, key: &[u8]| select.is_some_and(|select| !select.keeps(db, key));
     loop {
         if lanes.sent != batches {
             batches = lanes.sent;
@@ -117,6 +128,9 @@ fn feed<R: Read>(
         let Some(item) = reader.next_item()? else { break };
         let out = &mut |batch| lanes.send(batch);
         match item {
+            Item::Entry(entry) if outside(entry.db, entry.key) => {}
+            Item::Big(entry) if outside(entry.db, &entry.key) => {}
+            Item::SelectDb(db) if select.is_some_and(|select| !select.keeps_db(db)) => {}
             Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => fed.own_keys += 1,
             Item::Entry(entry) => {
                 if entry.value.body.len() > LARGE {

@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::OnExistingKey;
 use crate::error::{Error, Result, Side};
+use crate::mirror::Selection;
 use crate::server::{Capabilities, Client, Endpoint};
 
 use connection::Connection;
@@ -78,6 +79,8 @@ pub struct LoadOptions {
     /// What the destination has no command for is left out: it stands in the report, apart from what failed. A hash
     /// whose fields expire is written without these expiries.
     pub drop_unsupported: bool,
+    /// Keys that are copied; all of them where there is none.
+    pub select: Option<Arc<Selection>>,
     /// Limits of speed, which may change while the load runs.
     pub throttle: Arc<Throttle>,
 }
@@ -94,6 +97,7 @@ impl LoadOptions {
             timeout: Duration::from_secs(60),
             skip_failed: false,
             drop_unsupported: false,
+            select: None,
             throttle: Arc::default(),
         }
     }
@@ -144,11 +148,7 @@ pub async fn load<R: Read + Send + 'static>(
     let mut endpoint = options.to.clone();
     endpoint.db = 0;
     let mut client = Client::open(&endpoint, options.timeout).await?;
-    let plan = Arc::new(Plan::new(
-        &Capabilities::probe(&mut client).await?,
-        options.existing,
-        options.drop_unsupported,
-    ));
+    let plan = Arc::new(Plan::new(&Capabilities::probe(&mut client).await?, &options));
     let mut first = Some(client);
     let failures = Arc::new(Failures::new(options.drop_unsupported));
     // In KiB, so that the whole budget is a number of permits.

@@ -28,6 +28,9 @@ pub(super) struct Options {
     /// Go although the last comparison found differences
     #[arg(long)]
     force_unverified: bool,
+    /// The clients do without what [filter] leaves out of the copy
+    #[arg(long)]
+    clients_know_the_map: bool,
     #[command(flatten)]
     gateway: Gateway,
 }
@@ -40,6 +43,7 @@ impl Options {
             rehearse: self.rehearse,
             postpone: self.postpone,
             force_unverified: self.force_unverified,
+            clients_know_the_map: self.clients_know_the_map,
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::file::{self, File, Workers};
 use super::{
-    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, FeedFrom, Listen, ListenTls,
-    Mirror, Retry, Secret, Snapshot, Verify, units,
+    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Filter, Listen, ListenTls, Mirror,
+    Retry, Secret, Snapshot, Verify, units,
 };
 use crate::Side;
 use crate::server::TlsOptions;
@@ -16,12 +16,9 @@ type Result<T> = std::result::Result<T, ConfigError>;
 
 pub(super) fn check(file: File) -> Result<Config> {
     not_in_this_version(&file)?;
-    if file.destination.feed_from != FeedFrom::default() {
-        return Err(ConfigError::new("[destination] knows no feed_from").remedy("it belongs to [source]"));
-    }
     let listen = listen(&file.listen)?;
     let admin = admin(&file.admin)?;
-    let source = server(Side::Source, &file.source)?.ok_or_else(|| {
+    let source = server(Side::Source, &file.source.server())?.ok_or_else(|| {
         ConfigError::new("no source is given").remedy("give --source redis://HOST:PORT, or url in [source]")
     })?;
     let destination = server(Side::Destination, &file.destination)?;
@@ -63,6 +60,7 @@ pub(super) fn check(file: File) -> Result<Config> {
         name,
         environment: file.environment.trim().to_owned(),
         state_dir: file.state_dir,
+        filter: filter(file.filter)?,
         feed_from: file.source.feed_from,
         journal_bytes: match file.state.max_bytes {
             0 => None,
@@ -121,7 +119,6 @@ fn not_in_this_version(file: &File) -> Result<()> {
     let defaults = File::default();
     let later = [
         ("mirror.feed = \"tap\"", file.mirror.feed == FeedChoice::Tap),
-        ("[filter]", file.filter != defaults.filter),
         ("[map]", file.map != defaults.map),
         ("[shadow]", file.shadow != defaults.shadow),
         ("[alerts]", file.alerts != defaults.alerts),
@@ -132,6 +129,31 @@ fn not_in_this_version(file: &File) -> Result<()> {
         }
         None => Ok(()),
     }
+}
+
+fn filter(file: file::Filter) -> Result<Filter> {
+    let mut exclude_commands = Vec::new();
+    for name in file.exclude_commands {
+        // What holds the stream together is not anybody's to leave out.
+        let name = name.to_ascii_lowercase();
+        if matches!(name.as_str(), "multi" | "exec" | "select" | "ping" | "replconf") {
+            return Err(ConfigError::new(format!(
+                "filter.exclude_commands names {name}, which changes no data"
+            ))
+            .remedy("take it out"));
+        }
+        if crate::command::lookup(name.as_bytes()).is_none() {
+            return Err(ConfigError::new(format!("filter.exclude_commands: no command is called {name:?}"))
+                .remedy("write it as in the stream: \"publish\""));
+        }
+        exclude_commands.push(name);
+    }
+    Ok(Filter {
+        include_keys: file.include_keys,
+        exclude_keys: file.exclude_keys,
+        databases: file.databases,
+        exclude_commands,
+    })
 }
 
 fn positive(key: &str, duration: Duration) -> Result<Duration> {

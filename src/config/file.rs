@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::pattern::Pattern;
 use super::units;
 
 /// The whole file.
@@ -21,7 +22,7 @@ pub struct File {
     pub(super) state_dir: PathBuf,
     pub(super) state: State,
     pub(super) listen: Listen,
-    pub(super) source: Server,
+    pub(super) source: Source,
     pub(super) destination: Server,
     pub(super) server: Connection,
     pub(super) admin: Admin,
@@ -46,7 +47,7 @@ impl Default for File {
             state_dir: "crossfade-state".into(),
             state: State::default(),
             listen: Listen::default(),
-            source: Server::default(),
+            source: Source::default(),
             destination: Server::default(),
             server: Connection::default(),
             admin: Admin::default(),
@@ -184,7 +185,31 @@ pub(super) struct Server {
     pub(super) password: Option<Hidden>,
     pub(super) password_file: Option<PathBuf>,
     pub(super) tls: Option<ServerTls>,
+}
+
+/// `[source]`: a server, and what is asked of the source alone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Source {
+    pub(super) url: Option<Hidden>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Hidden>,
+    pub(super) password_file: Option<PathBuf>,
+    pub(super) tls: Option<ServerTls>,
     pub(super) feed_from: FeedFrom,
+}
+
+impl Source {
+    /// What it has in common with the destination.
+    pub(super) fn server(&self) -> Server {
+        Server {
+            url: self.url.clone(),
+            user: self.user.clone(),
+            password: self.password.clone(),
+            password_file: self.password_file.clone(),
+            tls: self.tls.clone(),
+        }
+    }
 }
 
 /// `source.feed_from`: which server of the source gives the snapshot and the stream.
@@ -409,8 +434,8 @@ impl Default for Retry {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Filter {
-    pub(super) include_keys: Vec<String>,
-    pub(super) exclude_keys: Vec<String>,
+    pub(super) include_keys: Vec<Pattern>,
+    pub(super) exclude_keys: Vec<Pattern>,
     pub(super) databases: Vec<u32>,
     pub(super) exclude_commands: Vec<String>,
 }

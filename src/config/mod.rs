@@ -9,6 +9,7 @@
 mod check;
 mod file;
 mod load;
+mod pattern;
 pub mod units;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use check::is_loopback;
 pub use file::{
     FeedChoice, FeedFrom, File, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod, Throttle,
 };
+pub use pattern::Pattern;
 
 use crate::server::{Endpoint, Secret};
 
@@ -37,6 +39,8 @@ pub struct Config {
     pub environment: String,
     /// Where the record and the journal live.
     pub state_dir: PathBuf,
+    /// What is copied and mirrored.
+    pub filter: Filter,
     /// Which server of the source is read.
     pub feed_from: FeedFrom,
     /// How large the journal of a mirror may become on disk.
@@ -147,6 +151,44 @@ pub struct Snapshot {
     pub method: SnapshotMethod,
     /// Connections to the destination for loading.
     pub connections: usize,
+}
+
+/// `[filter]`: what is copied and mirrored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Keys that are copied; none: all of them.
+    pub include_keys: Vec<Pattern>,
+    /// Keys of these that are not.
+    pub exclude_keys: Vec<Pattern>,
+    /// Databases that are copied; none: all of them.
+    pub databases: Vec<u32>,
+    /// Commands of the stream that are left out, in lower case.
+    pub exclude_commands: Vec<String>,
+}
+
+impl Filter {
+    /// Whether it leaves anything out.
+    pub fn is_set(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// Whether it chooses among the keys of a database.
+    pub fn has_keys(&self) -> bool {
+        !(self.include_keys.is_empty() && self.exclude_keys.is_empty())
+    }
+
+    /// Whether anything of a database is copied.
+    pub fn keeps_db(&self, db: u32) -> bool {
+        self.databases.is_empty() || self.databases.contains(&db)
+    }
+
+    /// Whether a key is copied.
+    pub fn keeps(&self, db: u32, key: &[u8]) -> bool {
+        let named = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(key));
+        self.keeps_db(db)
+            && (self.include_keys.is_empty() || named(&self.include_keys))
+            && !named(&self.exclude_keys)
+    }
 }
 
 /// `[retry]`.

@@ -151,7 +151,6 @@ fn variables_of_the_environment() {
 #[test]
 fn what_does_nothing_yet_is_refused() {
     for text in [
-        "[filter]\ninclude_keys = ['a:*']",
         "[map]\ndatabases = { 0 = 1 }",
         "[shadow]\nsample = 0.1",
         "[alerts]\ncommand = 'page'",
@@ -173,6 +172,9 @@ fn refusals_say_what_to_write() {
         ("source.url = 'a:6379'", "a URL is expected"),
         ("source.url = 'redis://a:1'\ndestination.url = 'redis://a:1'", "the same server"),
         ("source.user = 'x'", "[source] has no url"),
+        ("source.url = 'redis://a:1'\nfilter.include_keys = ['regex:(']", "no pattern of keys"),
+        ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['selekt']", "no command is called"),
+        ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['multi']", "changes no data"),
         ("source.url = 'redis://127.0.0.1:6400'", "own address"),
         ("source.url = 'redis://a:1'\nlisten.address = '127.0.0.1'", "the port is missing"),
         ("source.url = 'redis://a:1'\nlisten.address = '127.0.0.1:99999'", "no number up to 65535"),

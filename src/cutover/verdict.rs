@@ -100,6 +100,8 @@ pub struct Limits {
     pub max_lag: Duration,
     /// Go although the last comparison found differences.
     pub force_unverified: bool,
+    /// Part of the data is left out of the copy, and nobody said that the clients do without it.
+    pub left_out: bool,
 }
 
 /// May it begin?
@@ -188,6 +190,13 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
         ));
     }
 
+    if limits.left_out && facts.kind == SwitchKind::Cutover {
+        all.push(Finding::error(
+            Side::Gateway,
+            "[filter] leaves part of the data out of the copy: after the cutover clients do not see it",
+            "make sure that they do without it, then pass --clients-know-the-map",
+        ));
+    }
     match facts.verification {
         Verification::Never => all.push(Finding::warn(
             Side::Gateway,
@@ -333,7 +342,8 @@ mod tests {
         }
     }
 
-    const LIMITS: Limits = Limits { max_lag: Duration::from_millis(250), force_unverified: false };
+    const LIMITS: Limits =
+        Limits { max_lag: Duration::from_millis(250), force_unverified: false, left_out: false };
 
     fn after(change: impl FnOnce(&mut Facts)) -> Verdict {
         let mut facts = good();

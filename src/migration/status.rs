@@ -410,6 +410,8 @@ pub struct SwitchRequest {
     pub postpone: bool,
     /// Go without a comparison of both servers.
     pub force_unverified: bool,
+    /// The clients know that part of the data is left out of the copy (`[filter]`).
+    pub clients_know_the_map: bool,
 }
 
 /// How bad a finding is.

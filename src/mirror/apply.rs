@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 
 use super::batch::{Answer, Batch, Collector};
+use super::copying::Stuck;
 use super::heartbeat::{Heartbeat, heartbeat_key};
 use super::link::{Link, Opened};
 use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
@@ -99,6 +100,7 @@ impl Task {
             transform.scripts().remember(text.into());
         }
         let mut collector = Collector::new(position.offset, position.db, transform, self.options.batch);
+        collector.select(self.options.select.clone());
         if self.each_by_itself {
             collector.join_nothing();
         }
@@ -156,6 +158,19 @@ impl Task {
         loop {
             flow.collector.transform().tick(unix_ms());
             self.fill(flow)?;
+            if let Some((named, stuck)) = flow.collector.unselected() {
+                if let Stuck::Obstacle(why) = stuck {
+                    let why = format!("it cannot be mirrored under [filter]: {why}");
+                    return self.refused(flow.written, named, why);
+                }
+                tracing::debug!(
+                    command = named.name,
+                    offset = named.end,
+                    "it has keys inside and outside the filter"
+                );
+                self.widen(stuck)?;
+                return Ok(Exit::Reopen);
+            }
             if let Some(stuck) = flow.collector.stuck() {
                 self.widen(stuck)?;
                 return Ok(Exit::Reopen);
@@ -224,7 +239,10 @@ impl Task {
             flow.collector.collect().map_err(|error| {
                 Error::new(self.options.from.side, "the replication stream cannot be read").because(error)
             })?;
-            if flow.collector.is_full() || flow.collector.stuck().is_some() {
+            if flow.collector.is_full()
+                || flow.collector.stuck().is_some()
+                || flow.collector.unselected().is_some()
+            {
                 return Ok(());
             }
             match flow.reader.try_next() {

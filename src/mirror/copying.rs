@@ -116,6 +116,11 @@ impl Copying {
         self.needs(self.held.iter().filter_map(other).collect());
     }
 
+    /// Whether all of these are held.
+    pub fn holds(&self, places: &[Place]) -> bool {
+        places.iter().all(|place| self.held.contains(place))
+    }
+
     fn needs(&mut self, places: Vec<Place>) {
         let missing: Vec<Place> =
             places.into_iter().filter(|place| !is_own(&place.1) && !self.held.contains(place)).collect();
@@ -168,6 +173,7 @@ pub fn places(args: &[&[u8]], db: u32) -> Result<Vec<(Place, bool)>, String> {
         && let Some(at) = args.iter().skip(3).position(|word| word.eq_ignore_ascii_case(b"DB"))
     {
         let there = number(at + 4).ok_or_else(unknown)?;
+        found.truncate(1);
         found.push(((there, Box::from(args[2])), true));
     }
     Ok(found)

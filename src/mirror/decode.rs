@@ -36,6 +36,12 @@ impl<'a> Command<'a> {
         Command { bytes, end: bytes.len() as u64, arrived_ms, frame: frame.expect("one whole command") }
     }
 
+    /// A command that is run in place of this one; `None` when `bytes` are not one whole command.
+    pub fn instead<'b>(&self, bytes: &'b [u8]) -> Option<Command<'b>> {
+        let frame = CommandScanner::default().next(bytes, &LIMITS).ok().flatten()?;
+        Some(Command { bytes, end: self.end, arrived_ms: self.arrived_ms, frame })
+    }
+
     /// The command's name; empty for a keep-alive.
     pub fn name(&self) -> &'a [u8] {
         &self.bytes[self.frame.name.clone()]

@@ -163,6 +163,7 @@ impl Task {
             existing: self.options.on_existing_key,
             throttle: Arc::clone(&self.options.limits.snapshot),
             drop_unsupported: self.options.on_unsupported == OnUnsupported::Drop,
+            select: self.options.select.clone(),
             ..LoadOptions::new(self.options.to.clone())
         };
         if self.load_as_replica(client, info, &options, &progress, begun).await? {

@@ -54,6 +54,7 @@ pub mod older;
 mod position;
 mod run;
 pub mod scripts;
+pub mod select;
 mod serve;
 pub mod settle;
 mod standby;
@@ -76,6 +77,7 @@ pub use governor::Automatic;
 pub use heartbeat::heartbeat_key;
 pub use limits::{Limits, ThrottleRequest, Throttling};
 pub use position::{Direction, Mark, POSITION_KEY, Position, Reach};
+pub use select::Selection;
 pub(crate) use serve::make_writable;
 
 /// What a mirror is to do.
@@ -103,6 +105,8 @@ pub struct MirrorOptions {
     pub on_conflict: OnConflict,
     /// What happens when a command fails for another reason.
     pub on_error: OnError,
+    /// What is copied; all of it where there is none.
+    pub select: Option<Arc<Selection>>,
     /// How large its journal may become on disk.
     pub journal_bytes: Option<u64>,
     /// How the snapshot travels.
@@ -144,6 +148,7 @@ impl MirrorOptions {
             on_unsupported: OnUnsupported::Fail,
             on_conflict: OnConflict::Stop,
             on_error: OnError::Stop,
+            select: None,
             journal_bytes: None,
             method: SnapshotMethod::Auto,
             load_connections: 2,

@@ -10,7 +10,7 @@
 //!
 //! # What is not
 //!
-//! Keys of the gateway itself (`crossfade:`). Keys that are expired by their true expiry, also if the server still
+//! Keys of the gateway itself (`crossfade:`), and those that a filter leaves out. Keys that are expired by their true expiry, also if the server still
 //! holds them. Idle times, access counts, a group's `entries-read`, and delivery counts of pending entries:
 //! replication itself does not carry them faithfully (a consumer that reads its own history again raises the
 //! count on the primary alone).
@@ -42,6 +42,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
+use crate::config::Filter;
 use crate::error::{Error, Result, Side};
 use crate::resp::value::Value;
 use crate::server::Endpoint;
@@ -56,6 +57,8 @@ pub struct VerifyOptions {
     pub delay: Duration,
     /// About how many keys to compare, spread over the whole of the data; `None`: all.
     pub sample: Option<u64>,
+    /// What is compared.
+    pub filter: Filter,
     /// Expiries on `b` are stored padded, because a mirror is writing there (see [`crate::mirror`]).
     pub padded: bool,
     /// How far expiries may lie apart where a server cannot tell them as absolute times.
@@ -80,6 +83,7 @@ impl Default for VerifyOptions {
             rounds: 3,
             delay: Duration::from_millis(500),
             sample: None,
+            filter: Filter::default(),
             padded: false,
             expiry_tolerance: Duration::from_secs(1),
             batch: 500,
@@ -180,7 +184,7 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
     let stride = |total: u64| shared.options.sample.map_or(1, |sample| total.div_ceil(sample.max(1)).max(1));
     let stride_a = stride(dbs.values().map(|(keys, _)| keys).sum());
     let stride_b = stride(dbs.values().map(|(_, keys)| keys).sum());
-    let dbs: Vec<u32> = dbs.into_keys().collect();
+    let dbs: Vec<u32> = dbs.into_keys().filter(|db| shared.options.filter.keeps_db(*db)).collect();
 
     // Round 1: everything. Its tasks end with the set: dropping this future stops them.
     let suspects = Arc::new(Mutex::new(Found::default()));
@@ -208,10 +212,11 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
     {
         let mut scanner = left;
         let (count, dbs, batch) = (keys_a.clone(), dbs.clone(), shared.options.batch);
+        let filter = shared.options.filter.clone();
         tasks.spawn(async move {
             for db in dbs {
                 let mut scan = Scan::new(db, stride_a);
-                while let Some(keys) = scan.next(&mut scanner, batch).await? {
+                while let Some(keys) = scan.next(&mut scanner, batch, &filter).await? {
                     count.fetch_add(scan.seen, Ordering::Relaxed);
                     if !keys.is_empty() && send.send((db, keys)).await.is_err() {
                         // The workers are gone: one of them has the error.
@@ -226,10 +231,11 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
         let mut scanner = right;
         let mut asker = Link::open(a, &shared.options, false).await?;
         let (count, suspects, batch) = (keys_b.clone(), suspects.clone(), shared.options.batch);
+        let filter = shared.options.filter.clone();
         tasks.spawn(async move {
             for db in dbs {
                 let mut scan = Scan::new(db, stride_b);
-                while let Some(keys) = scan.next(&mut scanner, batch).await? {
+                while let Some(keys) = scan.next(&mut scanner, batch, &filter).await? {
                     count.fetch_add(scan.seen, Ordering::Relaxed);
                     let missing = missing(&mut asker, db, keys).await?;
                     suspects.lock().await.add_unjudged(db, missing);
@@ -359,7 +365,7 @@ impl Scan {
     }
 
     /// The next keys; they may be none. `None`: the walk is over.
-    async fn next(&mut self, link: &mut Link, batch: usize) -> Result<Option<Vec<Bytes>>> {
+    async fn next(&mut self, link: &mut Link, batch: usize, filter: &Filter) -> Result<Option<Vec<Bytes>>> {
         let Some(cursor) = self.cursor.take() else { return Ok(None) };
         link.select(self.db).await?;
         let count = batch.to_string();
@@ -375,7 +381,7 @@ impl Scan {
         let mut taken = BTreeSet::new();
         for key in keys {
             let Value::Bulk(key) = key else { continue };
-            if key.starts_with(b"crossfade:") {
+            if key.starts_with(b"crossfade:") || !filter.keeps(self.db, &key) {
                 continue;
             }
             self.seen += 1;

@@ -326,6 +326,7 @@ impl Prepared {
             own,
             mark,
             big_value: options.big_value,
+            select: options.select.clone(),
             throttle: Arc::clone(&options.throttle),
             progress,
             cancel,

@@ -14,6 +14,7 @@ use super::{Broken, Served, Unfit, lost, reads, unreadable};
 use crate::backfill::OWN_PREFIX;
 use crate::backfill::{Pace, Progress, Throttle};
 use crate::error::{Error, Side};
+use crate::mirror::Selection;
 use crate::mirror::expiry::padded;
 use crate::rdb::{Item, RawValue, ReadOptions, Reader, Stopped, Writer};
 use crate::server::{self, Capabilities};
@@ -36,6 +37,7 @@ pub(super) struct Pass {
     /// What ends the transfer.
     pub(super) mark: String,
     pub(super) big_value: usize,
+    pub(super) select: Option<Arc<Selection>>,
     pub(super) throttle: Arc<Throttle>,
     pub(super) progress: Arc<Progress>,
     pub(super) cancel: CancellationToken,
@@ -105,6 +107,8 @@ impl Pass {
         let mut served = Served::default();
         let (mut kept, mut written_by) = (0, None);
         let progress = &self.progress;
+        let select = self.select.as_deref();
+        let outside = |db, key: &[u8]| select.is_some_and(|select| !select.keeps(db, key));
         loop {
             if out.writer.bytes().len() >= PIECE {
                 out.flush()?;
@@ -113,6 +117,9 @@ impl Pass {
             }
             let Some(item) = reader.next_item().map_err(unreadable)? else { break };
             match item {
+                Item::Entry(entry) if outside(entry.db, entry.key) => {}
+                Item::Big(entry) if outside(entry.db, &entry.key) => {}
+                Item::SelectDb(db) if select.is_some_and(|select| !select.keeps_db(db)) => {}
                 Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
                 Item::Big(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
                 Item::Entry(entry) => {
@@ -139,7 +146,10 @@ impl Pass {
                 Item::SelectDb(db) => out.writer.select_db(db),
                 Item::ResizeDb { keys, expires } => {
                     progress.keys_expected.fetch_add(keys, Relaxed);
-                    out.writer.resize_db(keys, expires);
+                    // Room for all of them would be too much.
+                    if select.is_none() {
+                        out.writer.resize_db(keys, expires);
+                    }
                 }
                 Item::Aux { name, value } if name == b"lua" => {
                     kept += value.len();
@@ -281,6 +291,7 @@ mod tests {
             own: vec![(b"crossfade:position".to_vec(), b"mark".to_vec())],
             mark: "m".repeat(40),
             big_value: 1 << 20,
+            select: None,
             throttle: Arc::default(),
             progress: Arc::default(),
             cancel: CancellationToken::new(),

@@ -46,6 +46,7 @@ impl Controller {
             rounds: request.rounds.unwrap_or(self.config.verify.rounds),
             sample: request.sample.or(self.config.verify.sample),
             padded: self.record.intent == Intent::Mirror,
+            filter: self.config.filter.clone(),
             ..verify::VerifyOptions::default()
         };
         let task = tokio::spawn(async move { verify::compare(&a, &b, options).await });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::{Controller, Note, RETRY, Running};
-use crate::config::FeedFrom;
+use crate::config::{FeedFrom, OnExistingKey};
 use crate::cutover::live::{connect, strays, take_down};
 use crate::error::{Error, Result, Side};
 use crate::migration::handle::ResumeRequest;
@@ -17,7 +17,7 @@ use crate::migration::record::{self, Failure, Fence};
 use crate::migration::status::{ActiveSide, ErrorInfo, Phase};
 use crate::mirror::notes::Notes;
 use crate::mirror::{
-    BatchLimits, Direction, Mirror, MirrorOptions, Position, Stage, Start, Trouble, make_writable,
+    BatchLimits, Direction, Mirror, MirrorOptions, Position, Selection, Stage, Start, Trouble, make_writable,
 };
 use crate::server::Endpoint;
 
@@ -65,6 +65,8 @@ impl Controller {
             options.from_replica = self.config.feed_from == FeedFrom::Replica;
         }
         options.on_unsupported = self.config.snapshot.on_unsupported;
+        let alone = direction == Direction::Forward && options.on_existing_key == OnExistingKey::Fail;
+        options.select = Selection::new(&self.config.filter, alone).map(Arc::new);
         options.journal_bytes = self.config.journal_bytes;
         options.method = self.config.snapshot.method;
         options.on_conflict = self.config.mirror.on_conflict;

@@ -49,6 +49,7 @@ impl Controller {
                 let limits = Limits {
                     max_lag: self.config.cutover.max_lag,
                     force_unverified: request.force_unverified,
+                    left_out: self.config.filter.is_set() && !request.clients_know_the_map,
                 };
                 let postpone = request.postpone;
                 let job = switching::Job {

@@ -18,10 +18,12 @@
 //! makes one large batch. A transaction of which only a part has arrived is carried over to the next batch.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use super::copying::{self, Copying, Stuck};
 use super::decode::{Command, Decoder};
 use super::position::POSITION_KEY;
+use super::select::{Selection, Verdict};
 use super::transform::{Plan, Transform, select};
 use crate::resp::scan::{ProtocolError, ReplyScanner};
 use crate::resp::write;
@@ -214,6 +216,9 @@ pub struct Collector {
     discard: u64,
     /// Nothing behind this offset is read.
     hold: u64,
+    select: Option<Arc<Selection>>,
+    /// What the filter cannot decide by itself: the command, and what is to be done.
+    unselected: Option<(Named, Stuck)>,
     /// Commands that a person decided to leave out, by the offset of their last byte.
     skip: HashSet<u64>,
     /// The key of the heartbeat, and the beats that were read: offset of the last byte, and content.
@@ -241,6 +246,8 @@ impl Collector {
             wiped: false,
             discard: 0,
             hold: u64::MAX,
+            select: None,
+            unselected: None,
             skip: HashSet::new(),
             heartbeat: Vec::new(),
             beats: VecDeque::new(),
@@ -260,6 +267,7 @@ impl Collector {
         self.run = None;
         self.wiped = false;
         self.copying = None;
+        self.unselected = None;
         self.transform.take_wiped();
     }
 
@@ -276,6 +284,16 @@ impl Collector {
     /// Leaves everything behind this offset unread.
     pub fn hold_at(&mut self, offset: u64) {
         self.hold = offset;
+    }
+
+    /// Only what is selected is collected from here on.
+    pub fn select(&mut self, select: Option<Arc<Selection>>) {
+        self.select = select;
+    }
+
+    /// The command that the filter stops at, and why.
+    pub fn unselected(&self) -> Option<(&Named, &Stuck)> {
+        self.unselected.as_ref().map(|(named, stuck)| (named, stuck))
     }
 
     /// Leaves out the command that ends at this offset.
@@ -356,7 +374,7 @@ impl Collector {
     /// # Errors
     /// The bytes are no replication stream.
     pub fn collect(&mut self) -> Result<(), ProtocolError> {
-        while !self.is_full() && self.seal.end < self.hold {
+        while !self.is_full() && self.seal.end < self.hold && self.unselected.is_none() {
             if self.copying.is_some() && !self.may_go_on() {
                 break;
             }
@@ -367,6 +385,44 @@ impl Collector {
             let end = command.end;
             let at = self.open.wire.len();
             let plan = self.transform.plan(&command);
+            let (instead, mut held_back);
+            let (command, plan) = match &self.select {
+                Some(select) if is_data(plan) && end > self.discard && !self.skip.contains(&end) => {
+                    held_back = select.judge(&command.args().collect::<Vec<_>>(), self.db);
+                    // What is copied anew later than this comes to nothing here.
+                    let held =
+                        |places: &[_]| self.copying.as_ref().is_some_and(|copying| copying.holds(places));
+                    if matches!(&held_back, Verdict::Copy(places) if held(places)) {
+                        held_back = Verdict::Drop;
+                    }
+                    match held_back {
+                        Verdict::Pass => (command, plan),
+                        Verdict::Drop => {
+                            self.seal_here(end);
+                            continue;
+                        }
+                        Verdict::Instead(bytes) => {
+                            instead = bytes;
+                            match command.instead(&instead) {
+                                Some(other) => {
+                                    let plan = self.transform.plan(&other);
+                                    (other, plan)
+                                }
+                                None => (command, plan),
+                            }
+                        }
+                        Verdict::Copy(places) => {
+                            self.unselected = Some((named(&command, self.db), Stuck::Missing(places)));
+                            break;
+                        }
+                        Verdict::Stop(why) => {
+                            self.unselected = Some((named(&command, self.db), Stuck::Obstacle(why)));
+                            break;
+                        }
+                    }
+                }
+                _ => (command, plan),
+            };
             if let Some(copying) = &mut self.copying
                 && passed_over(copying, &command, plan, self.db)
             {
@@ -554,10 +610,26 @@ impl Collector {
     }
 }
 
+/// Whether a command changes data.
+fn is_data(plan: Plan) -> bool {
+    !matches!(plan, Plan::Skip | Plan::Select(_) | Plan::Multi | Plan::Exec)
+}
+
+/// A command of the stream, for a message.
+fn named(command: &Command<'_>, db: u32) -> Named {
+    Named {
+        name: String::from_utf8_lossy(command.name()).to_uppercase(),
+        key: command.args().nth(1).map(<[u8]>::to_vec),
+        db,
+        end: command.end,
+        places: Vec::new(),
+    }
+}
+
 /// Whether a command comes to nothing because its keys are copied anew behind it.
 #[cold]
 fn passed_over(copying: &mut Copying, command: &Command<'_>, plan: Plan, db: u32) -> bool {
-    if matches!(plan, Plan::Skip | Plan::Select(_) | Plan::Multi | Plan::Exec) {
+    if !is_data(plan) {
         return false;
     }
     if command.end > copying.until {

@@ -1,0 +1,209 @@
+//! `[filter]`: which keys and databases are copied and mirrored.
+//!
+//! What is outside belongs to each server by itself: it is neither written nor removed on the other side, in either direction.
+//!
+//! A command of the stream whose keys are all inside goes on as it is; one that changes none of them is left out. DEL, UNLINK,
+//! MSET and MSETEX lose the keys that are outside. Any other that has keys on both sides (RENAME, SUNIONSTORE, a MOVE between
+//! databases) cannot be run there, since what it reads is missing: the keys inside that it changes are copied anew at that place
+//! in the order ([`super::copying`]), which gives what the source made of them. Where nobody can tell what a command changes (a script that an old
+//! source sends as text), or where it would change what is outside (FLUSHALL on a destination that had keys of its own), the mirror stops
+//! and names it.
+
+use super::copying::places;
+use super::transform::{Place, is_own};
+use crate::config::Filter;
+use crate::resp::write;
+
+/// What is copied.
+#[derive(Debug)]
+pub struct Selection {
+    filter: Filter,
+    /// The destination holds nothing but what is copied, so that a whole database may be emptied.
+    alone: bool,
+}
+
+/// What becomes of a command.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on as it is.
+    Pass,
+    /// It changes nothing that is copied.
+    Drop,
+    /// This goes on instead.
+    Instead(Vec<u8>),
+    /// These keys are to be copied anew.
+    Copy(Vec<Place>),
+    /// Nothing of that is right, for this reason.
+    Stop(String),
+}
+
+impl Selection {
+    /// A selection, when the filter leaves anything out.
+    pub fn new(filter: &Filter, alone: bool) -> Option<Self> {
+        filter.is_set().then(|| Self { filter: filter.clone(), alone })
+    }
+
+    /// Whether a database is copied.
+    pub fn keeps_db(&self, db: u32) -> bool {
+        self.filter.keeps_db(db)
+    }
+
+    /// Whether a key is copied.
+    pub fn keeps(&self, db: u32, key: &[u8]) -> bool {
+        self.filter.keeps(db, key)
+    }
+
+    /// What becomes of a command that is run in `db`.
+    pub fn judge(&self, args: &[&[u8]], db: u32) -> Verdict {
+        let name = args.first().copied().unwrap_or_default();
+        let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
+        if self.filter.exclude_commands.iter().any(|excluded| is(excluded)) {
+            return Verdict::Drop;
+        }
+        if is("FLUSHALL") {
+            return if self.alone { Verdict::Pass } else { self.not_alone(name) };
+        }
+        if is("FLUSHDB") {
+            return match (self.keeps_db(db), self.alone || !self.filter.has_keys()) {
+                (false, _) => Verdict::Drop,
+                (true, true) => Verdict::Pass,
+                (true, false) => self.not_alone(name),
+            };
+        }
+        if is("SWAPDB") {
+            let number =
+                |at: usize| args.get(at).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+            return match (number(1).map(|db| self.keeps_db(db)), number(2).map(|db| self.keeps_db(db))) {
+                (Some(true), Some(true)) => Verdict::Pass,
+                (Some(false), Some(false)) => Verdict::Drop,
+                _ => Verdict::Stop("it swaps a database that is copied with one that is not".into()),
+            };
+        }
+        let places = match places(args, db) {
+            Ok(places) => places,
+            Err(_) if !self.keeps_db(db) => return Verdict::Drop,
+            Err(_) if !self.filter.has_keys() => return Verdict::Pass,
+            Err(why) => return Verdict::Stop(why),
+        };
+        let inside = |place: &Place| self.keeps(place.0, &place.1) || is_own(&place.1);
+        if places.iter().all(|(place, _)| inside(place)) {
+            return Verdict::Pass;
+        }
+        let changed: Vec<Place> = places
+            .into_iter()
+            .filter(|(place, written)| *written && inside(place))
+            .map(|(place, _)| place)
+            .collect();
+        if changed.is_empty() {
+            return Verdict::Drop;
+        }
+        let step = match () {
+            () if is("DEL") || is("UNLINK") => 1,
+            () if is("MSET") => 2,
+            () => return Verdict::Copy(changed),
+        };
+        let mut kept = vec![name];
+        for pair in args[1..].chunks(step) {
+            if pair.first().is_some_and(|key| self.keeps(db, key)) {
+                kept.extend_from_slice(pair);
+            }
+        }
+        let mut out = Vec::new();
+        write::command(&mut out, &kept);
+        Verdict::Instead(out)
+    }
+
+    fn not_alone(&self, name: &[u8]) -> Verdict {
+        Verdict::Stop(format!(
+            "{} would also remove what the destination holds of its own",
+            String::from_utf8_lossy(name).to_uppercase()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Pattern;
+
+    fn selection(include: &[&str], exclude: &[&str], databases: &[u32], alone: bool) -> Selection {
+        let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::parse(text).unwrap()).collect();
+        let filter = Filter {
+            include_keys: patterns(include),
+            exclude_keys: patterns(exclude),
+            databases: databases.to_vec(),
+            exclude_commands: vec!["publish".into()],
+        };
+        Selection::new(&filter, alone).unwrap()
+    }
+
+    fn judged(selection: &Selection, line: &str, db: u32) -> Verdict {
+        let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        selection.judge(&args, db)
+    }
+
+    fn copies(keys: &[&str]) -> Verdict {
+        Verdict::Copy(keys.iter().map(|key| (0, key.as_bytes().into())).collect())
+    }
+
+    fn instead(line: &str) -> Verdict {
+        let mut out = Vec::new();
+        write::command(&mut out, &line.split(' ').collect::<Vec<_>>());
+        Verdict::Instead(out)
+    }
+
+    #[test]
+    fn keys_inside_and_outside() {
+        let users = selection(&["user:*"], &["user:tmp:*"], &[], true);
+        for (line, verdict) in [
+            ("SET user:1 v", Verdict::Pass),
+            ("SET other v", Verdict::Drop),
+            ("SET user:tmp:1 v", Verdict::Drop),
+            ("SET crossfade:heartbeat:1 v", Verdict::Pass),
+            ("DEL user:1 user:2", Verdict::Pass),
+            ("DEL user:1 other user:2", instead("DEL user:1 user:2")),
+            ("unlink other user:2", instead("unlink user:2")),
+            ("MSET other 1 user:1 2", instead("MSET user:1 2")),
+            ("RENAME user:1 other", copies(&["user:1"])),
+            ("RENAME other user:1", copies(&["user:1"])),
+            ("RENAME other another", Verdict::Drop),
+            ("SUNIONSTORE user:s other user:t", copies(&["user:s"])),
+            ("SUNIONSTORE other user:s", Verdict::Drop),
+            ("LMOVE other user:l LEFT RIGHT", copies(&["user:l"])),
+            ("PUBLISH user:1 x", Verdict::Drop),
+            ("FLUSHALL", Verdict::Pass),
+            ("FLUSHDB ASYNC", Verdict::Pass),
+            ("SWAPDB 0 1", Verdict::Pass),
+            ("FUNCTION LOAD x", Verdict::Pass),
+        ] {
+            assert_eq!(judged(&users, line, 0), verdict, "{line}");
+        }
+        assert!(matches!(judged(&users, "EVAL return 1 other", 0), Verdict::Stop(_)));
+        let beside = selection(&["user:*"], &[], &[], false);
+        assert!(matches!(judged(&beside, "FLUSHALL", 0), Verdict::Stop(_)));
+        assert!(matches!(judged(&beside, "FLUSHDB", 0), Verdict::Stop(_)));
+    }
+
+    #[test]
+    fn databases_inside_and_outside() {
+        let two = selection(&[], &[], &[0, 3], false);
+        for (line, db, verdict) in [
+            ("SET k v", 3, Verdict::Pass),
+            ("SET k v", 1, Verdict::Drop),
+            ("FLUSHDB", 3, Verdict::Pass),
+            ("FLUSHDB", 1, Verdict::Drop),
+            ("SWAPDB 0 3", 0, Verdict::Pass),
+            ("SWAPDB 1 2", 0, Verdict::Drop),
+            ("MOVE k 3", 0, Verdict::Pass),
+            ("MOVE k 1", 0, copies(&["k"])),
+            ("COPY a b DB 1", 0, Verdict::Drop),
+            ("EVAL return 1 k", 1, Verdict::Drop),
+            ("EVAL return 1 k", 0, Verdict::Pass),
+        ] {
+            assert_eq!(judged(&two, line, db), verdict, "{line} in {db}");
+        }
+        assert_eq!(judged(&two, "MOVE k 0", 1), copies(&["k"]));
+        assert!(matches!(judged(&two, "SWAPDB 0 1", 0), Verdict::Stop(_)));
+        assert!(matches!(judged(&two, "FLUSHALL", 0), Verdict::Stop(_)));
+    }
+}

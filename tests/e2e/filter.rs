@@ -1,0 +1,169 @@
+//! `[filter]`: what is outside stays where it is, on either side, in the copy, the mirror, and over switches.
+
+use crossfade::cli::demo::connection::{Connection, Reply};
+use crossfade::cli::demo::servers::Server;
+
+use crate::support::{Lab, PATIENCE, Setup};
+
+/// All keys of a db with their values.
+async fn content(server: &Server, db: u32, inside: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let mut client = server.connect().await.unwrap();
+    client.must(&["SELECT", &db.to_string()]).await.unwrap();
+    let mut found = Vec::new();
+    for key in client.must(&["KEYS", "*"]).await.unwrap().items() {
+        let key = key.brief();
+        if !key.starts_with("crossfade:") && inside(&key) {
+            let read = match client.must(&["TYPE", &key]).await.unwrap().brief().as_str() {
+                "string" => vec!["GET", &key],
+                "list" => vec!["LRANGE", &key, "0", "-1"],
+                "set" => vec!["SMEMBERS", &key],
+                other => panic!("{key} is a {other}"),
+            };
+            let value = client.must(&read).await.unwrap();
+            let mut items: Vec<String> = value.items().iter().map(Reply::brief).collect();
+            if read[0] == "SMEMBERS" {
+                items.sort();
+            }
+            found.push((key.clone(), if read[0] == "GET" { value.brief() } else { items.join(" ") }));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Asserts that of db 0 and 3 the destination holds what the source holds inside the filter, and nothing else.
+async fn same_inside(lab: &mut Lab) {
+    lab.in_step().await;
+    let inside = |key: &str| key.starts_with("user:") && !key.starts_with("user:tmp:");
+    for db in [0, 3] {
+        let expected = content(&lab.source, db, inside).await;
+        assert!(!expected.is_empty());
+        let found = content(&lab.destination, db, |_| true).await;
+        let differ: Vec<_> = expected.iter().filter(|one| !found.contains(one)).collect();
+        let more: Vec<_> = found.iter().filter(|one| !expected.contains(one)).collect();
+        assert!(differ.is_empty() && more.is_empty(), "db {db}: {differ:?}, the destination has {more:?}");
+    }
+    assert!(content(&lab.destination, 1, |_| true).await.is_empty());
+}
+
+/// Commands on both sides of the filter, and across it.
+async fn write(client: &mut Connection, round: usize) {
+    let lines = [
+        format!("SET user:{round} {round}"),
+        format!("SET other:{round} {round}"),
+        format!("SET user:tmp:{round} {round} EX 1000"),
+        format!("MSET user:m:{round} 1 other:m:{round} 2"),
+        format!("RPUSH other:list {round}"),
+        format!("LMOVE other:list user:list LEFT RIGHT"),
+        format!("RPUSH user:list after:{round}"),
+        format!("SADD other:set {round}"),
+        format!("SADD user:set u:{round}"),
+        format!("SUNIONSTORE user:union:{} other:set user:set", round % 3),
+        format!("SADD user:union:{} more", round % 3),
+        format!("INCR user:counter"),
+        format!("SET other:renamed {round}"),
+        format!("RENAME other:renamed user:renamed"),
+        format!("APPEND user:renamed :{round}"),
+        format!("SET user:away {round}"),
+        format!("RENAME user:away other:away"),
+        format!("DEL user:{} other:{}", round / 2, round / 2),
+        format!("EVAL redis.call('incr',KEYS[1])redis.call('incr',KEYS[2]) 2 user:script other:script"),
+        format!("PUBLISH user:channel {round}"),
+    ];
+    for line in &lines {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    client.must(&["MULTI"]).await.unwrap();
+    for line in
+        [format!("INCR user:tx"), format!("COPY other:set user:copied REPLACE"), format!("INCR other:tx")]
+    {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    client.must(&["EXEC"]).await.unwrap();
+    for db in ["1", "3"] {
+        client.must(&["SELECT", db]).await.unwrap();
+        client.must(&["INCR", "user:here"]).await.unwrap();
+        client.must(&["SET", &format!("user:moved:{round}"), "v"]).await.unwrap();
+    }
+    client.must(&["MOVE", &format!("user:moved:{round}"), "1"]).await.unwrap_or_else(|_| panic!("MOVE"));
+    client.must(&["SELECT", "0"]).await.unwrap();
+}
+
+const FILTER: &str =
+    "[filter]\ninclude_keys = [\"user:*\"]\nexclude_keys = [\"regex:^user:tmp:\"]\ndatabases = [0, 3]\n";
+
+async fn across(method: &str) {
+    let mut lab = Setup::new().config(&format!("{FILTER}[snapshot]\nmethod = \"{method}\"\n")).build().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    for round in 0..20 {
+        write(&mut client, round).await;
+    }
+    lab.gateway.begin().await.unwrap();
+    for round in 20..60 {
+        write(&mut client, round).await;
+    }
+    let status = lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    assert_eq!(status["snapshot"]["method"] == "replication", method == "auto", "{status}");
+    for round in 60..70 {
+        write(&mut client, round).await;
+    }
+    same_inside(&mut lab).await;
+    let report = lab.gateway.order("verify", &serde_json::json!({})).await.unwrap();
+    assert_eq!(report["difference_count"], 0, "{report}");
+    assert!(report["compared"].as_u64() > Some(10), "{report}");
+    lab.source.call(&["SELECT", "0"]).await.unwrap();
+    // The source's own, and the destination's own after the switch.
+    let outside = |key: &str| !key.starts_with("user:") || key.starts_with("user:tmp:");
+    let before = content(&lab.source, 0, outside).await;
+
+    let refused = lab.gateway.order("cutover", &serde_json::json!({})).await.unwrap_err().to_string();
+    assert!(refused.contains("[filter]") && refused.contains("--clients-know-the-map"), "{refused}");
+    let known = serde_json::json!({"clients_know_the_map": true});
+    let entry = lab.gateway.order("cutover", &known).await.unwrap();
+    assert_eq!(entry["outcome"], "committed", "{entry}");
+    for n in 0..10 {
+        for line in [format!("SET user:late:{n} 1"), format!("SET other:{n} 2"), format!("INCR other:late")] {
+            client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+        }
+    }
+    lab.in_step().await;
+    assert_eq!(content(&lab.source, 0, outside).await, before, "what is outside is the source's own");
+    lab.rollback().await;
+    assert_eq!(lab.source.call(&["GET", "user:late:9"]).await.unwrap().number(), Some(1));
+    assert_eq!(lab.destination.call(&["GET", "other:late"]).await.unwrap().number(), Some(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_databases_as_a_replica() {
+    across("auto").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_databases_by_commands() {
+    across("commands").await;
+}
+
+/// Where the destination has keys of its own, nothing may empty it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_beside_keys_of_the_destination_stops_and_can_be_left_out() {
+    let config = format!("{FILTER}[snapshot]\non_existing_key = \"keep\"\n");
+    let mut lab = Setup::new().config(&config).build().await;
+    lab.expect_log("refuses a command");
+    lab.expect_log("the mirror has stopped");
+    lab.expect_log("the mirror stopped");
+    lab.destination.call(&["SET", "own", "1"]).await.unwrap();
+    lab.source.call(&["SET", "user:1", "1"]).await.unwrap();
+    lab.mirror().await;
+    lab.source.call(&["FLUSHALL"]).await.unwrap();
+    lab.source.call(&["SET", "user:2", "2"]).await.unwrap();
+    let failed = |status: &serde_json::Value| status["phase"] == "failed";
+    let status = lab.gateway.wait_until("the refusal", PATIENCE, failed).await.unwrap();
+    let message = status["error"]["message"].as_str().unwrap();
+    assert!(message.contains("FLUSHALL") && message.contains("[filter]"), "{status}");
+    lab.gateway.order("resume", &serde_json::json!({"skip_failed": true})).await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    lab.in_step().await;
+    for (key, value) in [("own", 1), ("user:1", 1), ("user:2", 2)] {
+        assert_eq!(lab.destination.call(&["GET", key]).await.unwrap().number(), Some(value), "{key}");
+    }
+}
