@@ -67,7 +67,7 @@ mod hex {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
-        if digits.len() != text.chars().count() || digits.len() % 2 != 0 {
+        if digits.len() != text.chars().count() || !digits.len().is_multiple_of(2) {
             return Err(D::Error::custom("pairs of hexadecimal digits are expected"));
         }
         Ok(digits.chunks_exact(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect())
