@@ -84,16 +84,7 @@ impl Feeder {
         let mut reader = Reader::new(from, ReadOptions { big_value });
         let mut encoder = Encoder::new(&plan);
         let mut fed = Fed::default();
-        let outcome = feed(
-            &mut reader,
-            &mut encoder,
-            &mut lanes,
-            &plan,
-            &failures,
-            &progress,
-            &mut fed,
-            select.as_deref(),
-        );
+        let outcome = feed(&mut reader, &mut encoder, &mut lanes, &plan, &failures, &progress, &mut fed);
         progress.bytes_read.store(reader.bytes_read(), Relaxed);
         match outcome {
             Ok(()) => Ok(fed),

@@ -44,11 +44,14 @@ struct Beat {
 }
 
 /// What the writer has to tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Written {
-    /// The server takes the beats; the last one.
-    Taken(Option<Beat>),
-    Refused,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Written {
+    /// The last beat that was sent: it may come by before the server's answer does.
+    sent: Option<Beat>,
+    /// The last that the server has taken.
+    taken: Option<Beat>,
+    /// It takes none.
+    refused: bool,
 }
 
 /// The beats of one mirror: written here, and looked for in its stream.
@@ -85,9 +88,9 @@ impl Seen {
     }
 
     /// The destination holds everything in front of the beat with this content.
-    fn passed(&mut self, ms: u64, newest: Option<Beat>, now: Instant, now_ms: u64) {
+    fn passed(&mut self, ms: u64, written: Written, now: Instant, now_ms: u64) {
         // Our own clock where we know when it was; that of the wall for beats of an earlier process.
-        let known = [newest, self.due].into_iter().flatten().find(|beat| beat.ms == ms);
+        let known = [written.sent, written.taken, self.due].into_iter().flatten().find(|beat| beat.ms == ms);
         let lag_ms = match known {
             Some(beat) => now.saturating_duration_since(beat.at).as_secs_f64() * 1000.0,
             None => now_ms.saturating_sub(ms) as f64,
@@ -95,7 +98,7 @@ impl Seen {
         self.passed = Some((now, lag_ms));
         self.since = now;
         self.passed_ms = ms;
-        self.due = newest.filter(|beat| beat.ms > ms);
+        self.due = written.taken.filter(|beat| beat.ms > ms);
     }
 
     /// For how long a beat is late, in milliseconds: one that was taken and is on its way, or the next when none is taken.
@@ -111,7 +114,7 @@ impl Seen {
 impl Heartbeat {
     /// Begins to write, every `interval` in which `quiet` is not set.
     pub(super) fn spawn(from: &Endpoint, id: &str, interval: Duration, quiet: Arc<AtomicBool>) -> Self {
-        let (tell, written) = watch::channel(Written::Taken(None));
+        let (tell, written) = watch::channel(Written::default());
         let cancel = CancellationToken::new();
         let endpoint = Endpoint { db: 0, ..from.clone() };
         let writer = Writer { endpoint, key: heartbeat_key(id), interval, quiet: Arc::clone(&quiet), tell };
@@ -122,20 +125,15 @@ impl Heartbeat {
 
     /// The destination holds everything in front of the beat with this content.
     pub(super) fn passed(&mut self, ms: u64) {
-        self.seen.passed(ms, self.newest(), Instant::now(), unix_ms());
-    }
-
-    fn newest(&self) -> Option<Beat> {
-        match *self.written.borrow() {
-            Written::Taken(beat) => beat,
-            Written::Refused => None,
-        }
+        let written = *self.written.borrow();
+        self.seen.passed(ms, written, Instant::now(), unix_ms());
     }
 
     /// For how long a beat is late, in milliseconds. To be asked a few times an interval.
     pub(super) fn late_ms(&mut self) -> f64 {
         let now = Instant::now();
-        if *self.written.borrow() == Written::Refused {
+        let written = *self.written.borrow();
+        if written.refused {
             self.seen.due = None;
             self.seen.since = now;
             return 0.0;
@@ -143,7 +141,7 @@ impl Heartbeat {
         if self.quiet.load(Ordering::Relaxed) {
             self.seen.since = now;
         }
-        if let Some(beat) = self.newest() {
+        if let Some(beat) = written.taken {
             self.seen.taken(beat);
         }
         self.seen.late_ms(self.interval, now)
@@ -157,7 +155,7 @@ impl Heartbeat {
 
     /// When the last beat came by, if the lag rests on beats.
     pub(super) fn last(&self) -> Option<Instant> {
-        self.seen.passed.map(|(at, _)| at).filter(|_| *self.written.borrow() != Written::Refused)
+        self.seen.passed.map(|(at, _)| at).filter(|_| !self.written.borrow().refused)
     }
 
     /// Ends it; when this answers, nothing more is written.
@@ -194,13 +192,13 @@ impl Writer {
             // Not cut short: what was sent has ended when the mirror has.
             match self.write(&mut client).await {
                 Ok(Ok(beat)) => {
-                    if self.tell.send_replace(Written::Taken(Some(beat))) == Written::Refused {
+                    if self.tell(|written| written.taken = Some(beat), false) {
                         tracing::info!(side = %self.endpoint.side, "the heartbeat is written again");
                     }
                 }
                 Ok(Err(refusal)) => {
                     again = Instant::now() + AGAIN;
-                    if self.tell.send_replace(Written::Refused) != Written::Refused {
+                    if self.tell(|written| written.taken = None, true) {
                         tracing::info!(
                             side = %self.endpoint.side,
                             refusal,
@@ -216,6 +214,16 @@ impl Writer {
         }
     }
 
+    /// Tells what came of a beat. True: the server has changed its mind.
+    fn tell(&self, change: impl FnOnce(&mut Written), refused: bool) -> bool {
+        let mut changed = false;
+        self.tell.send_modify(|written| {
+            change(written);
+            changed = std::mem::replace(&mut written.refused, refused) != refused;
+        });
+        changed
+    }
+
     /// Writes one beat. The inner error: the server's refusal.
     async fn write(&self, client: &mut Option<Client>) -> Result<Result<Beat, String>> {
         let client = match client {
@@ -228,6 +236,7 @@ impl Writer {
             }
         };
         let beat = Beat { ms: unix_ms(), at: Instant::now() };
+        self.tell.send_modify(|written| written.sent = Some(beat));
         let expiry = (self.interval * KEPT).max(Duration::from_secs(60)).as_millis().to_string();
         let reply = client.call(&["SET", &self.key, &beat.ms.to_string(), "PX", &expiry]).await?;
         Ok(match reply.error() {
@@ -249,14 +258,15 @@ mod tests {
         let mut seen = Seen { due: None, passed_ms: 0, passed: None, since: start };
         let first = Beat { ms: 1000, at: start };
         let second = Beat { ms: 2000, at: start + SECOND };
+        let written = Written { sent: Some(second), taken: Some(second), refused: false };
         seen.taken(first);
         seen.taken(second);
         assert_eq!(seen.late_ms(SECOND, start + SECOND), 1000.0);
         // What counts is our own clock, not the wall's.
-        seen.passed(1000, Some(second), start + SECOND * 2, 77);
+        seen.passed(1000, written, start + SECOND * 2, 77);
         assert_eq!(seen.passed.unwrap().1, 2000.0);
         assert_eq!(seen.late_ms(SECOND, start + SECOND * 2), 1000.0);
-        seen.passed(2000, Some(second), start + SECOND * 2, 77);
+        seen.passed(2000, written, start + SECOND * 2, 77);
         assert_eq!((seen.passed.unwrap().1, seen.late_ms(SECOND, start + SECOND * 2)), (1000.0, 0.0));
         // Told late by the writer, it is not expected again.
         seen.taken(second);
@@ -268,7 +278,7 @@ mod tests {
         let start = Instant::now();
         let mut seen = Seen { due: None, passed_ms: 0, passed: None, since: start };
         assert_eq!(seen.late_ms(SECOND, start + SECOND * 9), 0.0, "none ever came by");
-        seen.passed(5000, None, start, 65_000);
+        seen.passed(5000, Written::default(), start, 65_000);
         assert_eq!(seen.passed.unwrap().1, 60_000.0);
         assert_eq!(seen.late_ms(SECOND, start + SECOND * 2), 0.0);
         assert_eq!(seen.late_ms(SECOND, start + SECOND * 3), 3000.0);

@@ -469,10 +469,13 @@ impl Task {
         generation
     }
 
-    /// The destination's position, unless keys in front of it are yet to be copied anew.
+    /// The destination's position. While keys in front of it are yet to be copied anew it does not hold everything up to there:
+    /// what was known before stays, or it is a byte short.
     pub(super) fn stand_at(&self, offset: u64) {
         if self.notes.copies().is_ok_and(|copies| copies.is_empty()) {
             self.applied.send_replace(offset);
+        } else if *self.applied.borrow() == 0 {
+            self.applied.send_replace(offset.saturating_sub(1));
         }
     }
 

@@ -54,20 +54,20 @@ async fn write(client: &mut Connection, round: usize) {
         format!("SET user:tmp:{round} {round} EX 1000"),
         format!("MSET user:m:{round} 1 other:m:{round} 2"),
         format!("RPUSH other:list {round}"),
-        format!("LMOVE other:list user:list LEFT RIGHT"),
+        "LMOVE other:list user:list LEFT RIGHT".to_owned(),
         format!("RPUSH user:list after:{round}"),
         format!("SADD other:set {round}"),
         format!("SADD user:set u:{round}"),
         format!("SUNIONSTORE user:union:{} other:set user:set", round % 3),
         format!("SADD user:union:{} more", round % 3),
-        format!("INCR user:counter"),
+        "INCR user:counter".to_owned(),
         format!("SET other:renamed {round}"),
-        format!("RENAME other:renamed user:renamed"),
+        "RENAME other:renamed user:renamed".to_owned(),
         format!("APPEND user:renamed :{round}"),
         format!("SET user:away {round}"),
-        format!("RENAME user:away other:away"),
+        "RENAME user:away other:away".to_owned(),
         format!("DEL user:{} other:{}", round / 2, round / 2),
-        format!("EVAL redis.call('incr',KEYS[1])redis.call('incr',KEYS[2]) 2 user:script other:script"),
+        "EVAL redis.call('incr',KEYS[1])redis.call('incr',KEYS[2]) 2 user:script other:script".to_owned(),
         format!("PUBLISH user:channel {round}"),
     ];
     for line in &lines {
@@ -75,7 +75,7 @@ async fn write(client: &mut Connection, round: usize) {
     }
     client.must(&["MULTI"]).await.unwrap();
     for line in
-        [format!("INCR user:tx"), format!("COPY other:set user:copied REPLACE"), format!("INCR other:tx")]
+        ["INCR user:tx".to_owned(), "COPY other:set user:copied REPLACE".to_owned(), "INCR other:tx".to_owned()]
     {
         client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
     }
@@ -122,7 +122,7 @@ async fn across(method: &str) {
     let entry = lab.gateway.order("cutover", &known).await.unwrap();
     assert_eq!(entry["outcome"], "committed", "{entry}");
     for n in 0..10 {
-        for line in [format!("SET user:late:{n} 1"), format!("SET other:{n} 2"), format!("INCR other:late")] {
+        for line in [format!("SET user:late:{n} 1"), format!("SET other:{n} 2"), "INCR other:late".to_owned()] {
             client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
         }
     }
