@@ -74,9 +74,11 @@ async fn write(client: &mut Connection, round: usize) {
         client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
     }
     client.must(&["MULTI"]).await.unwrap();
-    for line in
-        ["INCR user:tx".to_owned(), "COPY other:set user:copied REPLACE".to_owned(), "INCR other:tx".to_owned()]
-    {
+    for line in [
+        "INCR user:tx".to_owned(),
+        "COPY other:set user:copied REPLACE".to_owned(),
+        "INCR other:tx".to_owned(),
+    ] {
         client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
     }
     client.must(&["EXEC"]).await.unwrap();
@@ -122,7 +124,8 @@ async fn across(method: &str) {
     let entry = lab.gateway.order("cutover", &known).await.unwrap();
     assert_eq!(entry["outcome"], "committed", "{entry}");
     for n in 0..10 {
-        for line in [format!("SET user:late:{n} 1"), format!("SET other:{n} 2"), "INCR other:late".to_owned()] {
+        for line in [format!("SET user:late:{n} 1"), format!("SET other:{n} 2"), "INCR other:late".to_owned()]
+        {
             client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
         }
     }

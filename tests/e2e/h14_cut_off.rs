@@ -123,7 +123,7 @@ async fn h14_a_failover_to_the_sources_replica() {
     proxy.cut();
     operations(&workload, 500).await;
     lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
-    std::mem::swap(&mut lab.source, &mut { heir });
+    lab.source = heir;
     lab.judge(workload).await;
     assert_eq!(copies(&lab.source).await, before, "the stream went on under the new id");
     tokio::time::timeout(Duration::from_secs(30), lab.cutover()).await.unwrap();

@@ -22,7 +22,8 @@ async fn refused_because(lab: &Lab, words: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h39_before_the_copy_and_during_the_snapshot() {
-    let mut lab = Setup::new().proxies().build().await;
+    // By commands: as a replica the destination would load past the proxy.
+    let mut lab = Setup::new().config("[snapshot]\nmethod = \"commands\"\n").proxies().build().await;
     lab.expect_log("");
     refused_because(&lab, &["start", "forwarding", "not mirroring"]).await;
     crossfade::cli::demo::fill::fill(&lab.source.address(), 20_000, 0).await.unwrap();
