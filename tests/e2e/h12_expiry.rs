@@ -63,7 +63,16 @@ async fn extended_while_the_load_is_slow(method: &str) {
     all(&mut client, |n| format!("RPUSH anew:list:{n} c")).await;
     let status = lab.gateway.status().await.unwrap();
     assert_eq!(status["phase"], "snapshot", "it was to be slow: {status}");
+    // Loaded, and the stream has yet to come: time enough for a server that expires keys to do so.
+    lab.gateway.order("pause", &serde_json::json!({})).await.unwrap();
     lab.source_proxy.as_ref().unwrap().heal();
+    eventually("it is loaded", async || {
+        let keys = lab.destination.call(&["EXISTS", "gone:7", "anew:list:7", "extended:7"]).await.unwrap();
+        keys.number() == Some(3) && lab.destination.info("role").await.unwrap() == "master"
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    lab.gateway.order("resume", &serde_json::json!({})).await.unwrap();
     lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
     lab.same().await;
     lab.cutover().await;
