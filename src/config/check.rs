@@ -88,7 +88,10 @@ pub(super) fn check(file: File) -> Result<Config> {
             connections: within("snapshot.connections", file.snapshot.connections, 1, 64)?,
         },
         throttle: file.throttle,
-        retry: Retry { connection: file.retry.connection, other: file.retry.other },
+        retry: Retry {
+            connection: window("retry.connection", file.retry.connection)?,
+            other: window("retry.other", file.retry.other)?,
+        },
         cutover: Cutover {
             max_pause: positive("cutover.max_pause", file.cutover.max_pause)?,
             max_lag: positive("cutover.max_lag", file.cutover.max_lag)?,
@@ -154,6 +157,17 @@ fn filter(file: file::Filter) -> Result<Filter> {
         databases: file.databases,
         exclude_commands,
     })
+}
+
+/// For how long something is tried again by itself.
+fn window(key: &str, window: Duration) -> Result<Duration> {
+    const DAYS: u64 = 30;
+    if (Duration::from_secs(1)..=Duration::from_secs(DAYS * 86_400)).contains(&window) {
+        return Ok(window);
+    }
+    let given = humantime::format_duration(window);
+    Err(ConfigError::new(format!("{key} = \"{given}\" is not between 1 s and {DAYS} days"))
+        .remedy("as long as somebody needs to notice and to mend it, as in \"12h\""))
 }
 
 fn positive(key: &str, duration: Duration) -> Result<Duration> {

@@ -172,6 +172,8 @@ fn refusals_say_what_to_write() {
         ("source.url = 'a:6379'", "a URL is expected"),
         ("source.url = 'redis://a:1'\ndestination.url = 'redis://a:1'", "the same server"),
         ("source.user = 'x'", "[source] has no url"),
+        ("source.url = 'redis://a:1'\nretry.other = '0s'", "not between 1 s and 30 days"),
+        ("source.url = 'redis://a:1'\nretry.connection = '31days'", "retry.connection"),
         ("source.url = 'redis://a:1'\nfilter.include_keys = ['regex:(']", "no pattern of keys"),
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['selekt']", "no command is called"),
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['multi']", "changes no data"),

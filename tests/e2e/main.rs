@@ -27,6 +27,7 @@ mod h09_source_away;
 mod h12_expiry;
 mod h13_crashes;
 mod h14_cut_off;
+mod h15_destination;
 mod h17_existing_keys;
 mod h18_flushes;
 mod h30_switches;
