@@ -79,6 +79,11 @@ impl Writer {
         self.head(expire_at_ms, entry.idle, entry.freq, entry.type_id, &entry.key);
     }
 
+    /// Bytes of a value, as [`BigEntry::copy`] gives them.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+    }
+
     /// The end of the file.
     pub fn end(&mut self) {
         self.out.push(OP_EOF);
@@ -133,7 +138,7 @@ impl Writer {
 pub type Pieces<'a> = dyn FnMut(&[u8]) -> Result<(), Stopped> + 'a;
 
 impl BigEntry<'_> {
-    /// Hands the value on as it stands in the file, in pieces of at most 64 KiB.
+    /// Hands the value on as it stands in the file, in pieces of at most 64 KiB, most of them far smaller.
     ///
     /// # Errors
     /// The file is corrupt or cannot be read on, or the receiver does not want more.

@@ -132,8 +132,10 @@ impl Pass {
                     out.writer.big_entry(&entry, entry.expire_at_ms.map(padded));
                     out.keys += 1;
                     served.keys += 1;
-                    out.flush()?;
-                    let copied = entry.copy(&mut |bytes| out.write(bytes));
+                    let copied = entry.copy(&mut |bytes| {
+                        progress.bytes_read.fetch_add(bytes.len() as u64, Relaxed);
+                        out.write(bytes)
+                    });
                     if let Some(cause) = out.lost.take() {
                         return Err(lost(cause).into());
                     }
@@ -227,18 +229,26 @@ struct Outgoing {
 
 impl Outgoing {
     fn flush(&mut self) -> Result<(), Unfit> {
-        self.pace.wait(self.writer.bytes().len(), u64::from(std::mem::take(&mut self.keys)), &self.cancel);
-        self.to.write_all(self.writer.bytes()).map_err(lost)?;
-        self.writer.clear();
-        Ok(())
+        self.send().map_err(lost)
     }
 
+    /// A part of a large value; they come field by field.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Stopped> {
-        self.pace.wait(bytes.len(), 0, &self.cancel);
-        self.to.write_all(bytes).map_err(|error| {
+        self.writer.raw(bytes);
+        if self.writer.bytes().len() < PIECE {
+            return Ok(());
+        }
+        self.send().map_err(|error| {
             self.lost = Some(error);
             Stopped
         })
+    }
+
+    fn send(&mut self) -> std::io::Result<()> {
+        self.pace.wait(self.writer.bytes().len(), u64::from(std::mem::take(&mut self.keys)), &self.cancel);
+        self.to.write_all(self.writer.bytes())?;
+        self.writer.clear();
+        Ok(())
     }
 }
 
