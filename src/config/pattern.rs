@@ -26,7 +26,12 @@ impl Pattern {
         let kind = match text.strip_prefix("regex:") {
             Some(expression) => {
                 let built = regex::bytes::RegexBuilder::new(expression).unicode(false).build();
-                Kind::Regex(built.map_err(|error| error.to_string())?)
+                // Its text draws the place over several lines; the last one says what is wrong.
+                let what = |error: regex::Error| {
+                    let text = error.to_string();
+                    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+                };
+                Kind::Regex(built.map_err(what)?)
             }
             None if text.is_empty() => return Err("it is empty".into()),
             None => match text.strip_suffix('*') {
@@ -166,6 +171,7 @@ mod tests {
         }
         // Not exponential.
         assert!(!is(&"*a".repeat(30), &"a".repeat(29)));
-        assert!(Pattern::parse("").is_err() && Pattern::parse("regex:(").is_err());
+        assert!(Pattern::parse("").is_err());
+        assert_eq!(Pattern::parse("regex:(").unwrap_err(), "unclosed group");
     }
 }
