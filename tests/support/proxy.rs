@@ -139,10 +139,11 @@ async fn relay(client: TcpStream, target: String, shared: Arc<Shared>, stop: Can
     let up = pump(client_in, server_out, shared.rules[0].subscribe(), here.clone());
     let down = pump(server_in, client_out, shared.rules[1].subscribe(), here.clone());
     tokio::select! {
-        _ = async { tokio::join!(up, down) } => {}
+        biased; // behind a cut nothing passes any more
         () = cut.cancelled() => {}
-        () = here.cancelled() => {}
         () = stop.cancelled() => {}
+        () = here.cancelled() => {}
+        _ = async { tokio::join!(up, down) } => {}
     }
 }
 
