@@ -100,7 +100,7 @@ async fn midway(durable: bool) -> (Lab, Workload) {
     let lab = setup.proxies().build().await;
     fill::fill(&lab.source.address(), 30_000, 0).await.unwrap();
     let workload = Workload::start(&Plan { pace: Some(1000), ..Plan::new(lab.gateway.address()).tolerant() });
-    let slow = Rules { bytes_per_second: Some(2_000_000), ..Rules::default() };
+    let slow = Rules { bytes_per_second: Some(600_000), ..Rules::default() };
     lab.source_proxy.as_ref().unwrap().rules(Way::Down, slow);
     lab.gateway.begin().await.unwrap();
     eventually("the destination loads", async || {
