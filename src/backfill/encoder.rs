@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadOptions;
 use crate::config::OnExistingKey;
-use crate::mirror::Selection;
+use crate::mirror::{Mapping, Selection};
 use crate::mirror::expiry::padded;
 use crate::rdb::{self, BigEntry, Dialect, Entry, RawValue, RdbError, Stopped, Text, What};
 use crate::server::{Capabilities, Flavour};
@@ -43,6 +43,7 @@ pub(super) struct Plan {
     pub(super) drop_unsupported: bool,
     /// What is copied, where that is not all.
     pub(super) select: Option<Arc<Selection>>,
+    pub(super) map: Option<Arc<Mapping>>,
     pub(super) dialect: Dialect,
 }
 
@@ -63,6 +64,7 @@ impl Plan {
             functions: to.functions,
             drop_unsupported: options.drop_unsupported,
             select: options.select.clone(),
+            map: options.map.clone(),
             dialect: Dialect {
                 hash_field_expiry: match to.flavour {
                     Flavour::Valkey => to.version >= (9, 0, 0),

@@ -15,7 +15,8 @@ use super::progress::{FailedKey, Failures, Progress};
 use super::{LoadOptions, OWN_PREFIX, cancelled};
 use crate::error::{Error, Result, Side};
 use crate::mirror::expiry::padded;
-use crate::rdb::{self, Item, RdbError, ReadOptions, Reader, Stopped, What};
+use crate::mirror::Mapping;
+use crate::rdb::{self, Entry, Item, RdbError, ReadOptions, Reader, Stopped, What};
 
 /// A value of more bytes than this is encoded only when there is room in the budget.
 const LARGE: usize = 1024 * 1024;
@@ -88,14 +89,34 @@ impl Feeder {
         progress.bytes_read.store(reader.bytes_read(), Relaxed);
         match outcome {
             Ok(()) => Ok(fed),
-            Err(RdbError { what: What::Stopped, .. }) if lanes.cancel.is_cancelled() => Err(cancelled()),
+            Err(Ended::Refused(error)) => Err(error),
+            Err(Ended::Snapshot(error)) => Err(Self::broken(error, &lanes)),
+        }
+    }
+
+    fn broken(error: RdbError, lanes: &Lanes) -> Error {
+        match error {
+            RdbError { what: What::Stopped, .. } if lanes.cancel.is_cancelled() => cancelled(),
             // A connection is gone, and its own error tells why.
-            Err(RdbError { what: What::Stopped, .. }) => Err(Error::passing(
+            RdbError { what: What::Stopped, .. } => Error::passing(
                 Side::Destination,
                 "the connection was lost while the snapshot was loaded",
-            )),
-            Err(error) => Err(error.into()),
+            ),
+            error => error.into(),
         }
+    }
+}
+
+/// Why the snapshot is not read to its end.
+enum Ended {
+    Snapshot(RdbError),
+    /// A key of it cannot be written.
+    Refused(Error),
+}
+
+impl<E: Into<RdbError>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::Snapshot(error.into())
     }
 }
 
@@ -107,10 +128,11 @@ fn feed<R: Read>(
     failures: &Failures,
     progress: &Progress,
     fed: &mut Fed,
-) -> Result<(), RdbError> {
+) -> Result<(), Ended> {
     let mut batches = 0;
     let select = plan.select.as_deref();
     let outside = |db, key: &[u8]| select.is_some_and(|select| !select.keeps(db, key));
+    let map = plan.map.as_deref();
     loop {
         if lanes.sent != batches {
             batches = lanes.sent;
@@ -124,6 +146,11 @@ fn feed<R: Read>(
             Item::SelectDb(db) if select.is_some_and(|select| !select.keeps_db(db)) => {}
             Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => fed.own_keys += 1,
             Item::Entry(entry) => {
+                let name = renamed(map, entry.db, entry.key).map_err(Ended::Refused)?;
+                let entry = match &name {
+                    Some((db, key)) => Entry { db: *db, key, ..entry },
+                    None => entry,
+                };
                 if entry.value.body.len() > LARGE {
                     encoder.finish(out)?;
                     lanes.reserve(entry.value.body.len())?;
@@ -141,19 +168,23 @@ fn feed<R: Read>(
                         }
                         what => {
                             let opcode = Some(entry.value.type_id);
-                            return Err(RdbError {
-                                offset: reader.bytes_read(),
-                                opcode,
-                                key: Some(key),
-                                what,
-                            });
+                            let offset = reader.bytes_read();
+                            return Err(RdbError { offset, opcode, key: Some(key), what }.into());
                         }
                     }
                 }
             }
             Item::Big(entry) if entry.key.starts_with(OWN_PREFIX) => fed.own_keys += 1,
-            Item::Big(entry) => encoder.big(entry, out)?,
-            Item::SelectDb(db) => encoder.select(db, out)?,
+            Item::Big(mut entry) => {
+                if let Some((db, key)) = renamed(map, entry.db, &entry.key).map_err(Ended::Refused)? {
+                    (entry.db, entry.key) = (db, key);
+                }
+                encoder.big(entry, out)?;
+            }
+            // One that cannot have its number there is refused with its first key.
+            Item::SelectDb(db) => {
+                encoder.select(map.map_or(Ok(db), |map| map.db(db)).unwrap_or(db), out)?;
+            }
             Item::ResizeDb { keys, .. } => {
                 progress.keys_expected.fetch_add(keys, Relaxed);
             }
@@ -199,6 +230,17 @@ fn feed<R: Read>(
     }
     encoder.finish(&mut |batch| lanes.send(batch))?;
     Ok(())
+}
+
+/// A key's database and name at the destination, where there is a mapping.
+pub(super) fn renamed(map: Option<&Mapping>, db: u32, key: &[u8]) -> Result<Option<(u32, Vec<u8>)>> {
+    let Some(map) = map else { return Ok(None) };
+    match map.place(db, key) {
+        Ok((db, key)) => Ok(Some((db, key.into_owned()))),
+        Err(why) => Err(Error::new(Side::Source, format!("its keys cannot be copied: {why}")).remedy(
+            "choose names that no other key has, or leave one of the two out with [filter]; then start the gateway anew, `crossfade abort` and `crossfade start`",
+        )),
+    }
 }
 
 /// Names a function library by the first line of its source, which says its name.

@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::OnExistingKey;
 use crate::error::{Error, Result, Side};
-use crate::mirror::Selection;
+use crate::mirror::{Mapping, Selection};
 use crate::server::{Capabilities, Client, Endpoint};
 
 use connection::Connection;
@@ -81,6 +81,8 @@ pub struct LoadOptions {
     pub drop_unsupported: bool,
     /// Keys that are copied; all of them where there is none.
     pub select: Option<Arc<Selection>>,
+    /// What has another name at the destination.
+    pub map: Option<Arc<Mapping>>,
     /// Limits of speed, which may change while the load runs.
     pub throttle: Arc<Throttle>,
 }
@@ -98,6 +100,7 @@ impl LoadOptions {
             skip_failed: false,
             drop_unsupported: false,
             select: None,
+            map: None,
             throttle: Arc::default(),
         }
     }

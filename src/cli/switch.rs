@@ -28,7 +28,7 @@ pub(super) struct Options {
     /// Go although the last comparison found differences
     #[arg(long)]
     force_unverified: bool,
-    /// The clients do without what [filter] leaves out of the copy
+    /// The clients do without what [filter] leaves out, and use the names that [map] gives
     #[arg(long)]
     clients_know_the_map: bool,
     #[command(flatten)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::file::{self, File, Workers};
 use super::{
-    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Filter, Listen, ListenTls, Mirror,
-    Retry, Secret, Snapshot, Verify, units,
+    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Filter, KeyCase, Listen, ListenTls, Map,
+    Mirror, Retry, Secret, Snapshot, Verify, units,
 };
 use crate::Side;
 use crate::server::TlsOptions;
@@ -61,6 +61,7 @@ pub(super) fn check(file: File) -> Result<Config> {
         environment: file.environment.trim().to_owned(),
         state_dir: file.state_dir,
         filter: filter(file.filter)?,
+        map: map(file.map)?,
         feed_from: file.source.feed_from,
         journal_bytes: match file.state.max_bytes {
             0 => None,
@@ -122,7 +123,6 @@ fn not_in_this_version(file: &File) -> Result<()> {
     let defaults = File::default();
     let later = [
         ("mirror.feed = \"tap\"", file.mirror.feed == FeedChoice::Tap),
-        ("[map]", file.map != defaults.map),
         ("[shadow]", file.shadow != defaults.shadow),
         ("[alerts]", file.alerts != defaults.alerts),
     ];
@@ -157,6 +157,40 @@ fn filter(file: file::Filter) -> Result<Filter> {
         databases: file.databases,
         exclude_commands,
     })
+}
+
+fn map(file: file::Map) -> Result<Map> {
+    let mut databases = std::collections::BTreeMap::new();
+    for (from, to) in file.databases {
+        let number = from.parse().map_err(|_| {
+            ConfigError::new(format!("map.databases: {from:?} is no number of a database"))
+                .remedy("write numbers on both sides, as in { 0 = 3 }")
+        })?;
+        if databases.values().any(|other| *other == to) {
+            return Err(ConfigError::new(format!("map.databases sends two databases to number {to}"))
+                .remedy("their keys could not be told apart: give each one of its own"));
+        }
+        databases.insert(number, to);
+    }
+    let mut prefixes = std::collections::BTreeMap::new();
+    for (from, to) in file.prefixes {
+        if [&from, &to].iter().any(|prefix| prefix.starts_with("crossfade:")) {
+            return Err(ConfigError::new("map.prefixes names crossfade:, where the gateway keeps its own keys")
+                .remedy("use another prefix"));
+        }
+        if prefixes.values().any(|other| *other == to) {
+            return Err(ConfigError::new(format!("map.prefixes gives two prefixes the name {to:?}"))
+                .remedy("their keys could not be told apart: give each one of its own"));
+        }
+        prefixes.insert(from, to);
+    }
+    if let (KeyCase::Upper | KeyCase::Lower, Some((from, to))) = (file.key_case, prefixes.iter().next()) {
+        return Err(ConfigError::new(format!(
+            "map.key_case changes all keys, and map.prefixes {from:?} to {to:?} too"
+        ))
+        .remedy("one of the two has to do"));
+    }
+    Ok(Map { databases, prefixes, key_case: file.key_case })
 }
 
 /// For how long something is tried again by itself.

@@ -446,6 +446,20 @@ pub(super) struct Filter {
 pub(super) struct Map {
     pub(super) databases: BTreeMap<String, u32>,
     pub(super) prefixes: BTreeMap<String, String>,
+    pub(super) key_case: KeyCase,
+}
+
+/// What becomes of the letters of a key, those of ASCII.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyCase {
+    /// They stay.
+    #[default]
+    AsIs,
+    /// All of them become capitals.
+    Upper,
+    /// None of them is a capital.
+    Lower,
 }
 
 /// `[cutover]`.

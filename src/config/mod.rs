@@ -12,13 +12,16 @@ mod load;
 mod pattern;
 pub mod units;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
+
 pub use check::is_loopback;
 pub use file::{
-    FeedChoice, FeedFrom, File, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod, Throttle,
+    FeedChoice, FeedFrom, File, KeyCase, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod, Throttle,
 };
 pub use pattern::Pattern;
 
@@ -41,6 +44,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// What is copied and mirrored.
     pub filter: Filter,
+    /// What has another name on the destination.
+    pub map: Map,
     /// Which server of the source is read.
     pub feed_from: FeedFrom,
     /// How large the journal of a mirror may become on disk.
@@ -154,7 +159,7 @@ pub struct Snapshot {
 }
 
 /// `[filter]`: what is copied and mirrored.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Filter {
     /// Keys that are copied; none: all of them.
     pub include_keys: Vec<Pattern>,
@@ -188,6 +193,24 @@ impl Filter {
         self.keeps_db(db)
             && (self.include_keys.is_empty() || named(&self.include_keys))
             && !named(&self.exclude_keys)
+    }
+}
+
+/// `[map]`: what has another name on the destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Map {
+    /// Databases of the source, and where they go. Others keep their numbers.
+    pub databases: BTreeMap<u32, u32>,
+    /// What keys begin with at the source, and what they begin with instead. The longest one that fits counts.
+    pub prefixes: BTreeMap<String, String>,
+    /// What becomes of their letters.
+    pub key_case: KeyCase,
+}
+
+impl Map {
+    /// Whether it gives anything another name.
+    pub fn is_set(&self) -> bool {
+        *self != Self::default()
     }
 }
 

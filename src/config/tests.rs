@@ -151,7 +151,6 @@ fn variables_of_the_environment() {
 #[test]
 fn what_does_nothing_yet_is_refused() {
     for text in [
-        "[map]\ndatabases = { 0 = 1 }",
         "[shadow]\nsample = 0.1",
         "[alerts]\ncommand = 'page'",
         "[mirror]\nfeed = 'tap'",
@@ -177,6 +176,12 @@ fn refusals_say_what_to_write() {
         ("source.url = 'redis://a:1'\nfilter.include_keys = ['regex:(']", "no pattern of keys"),
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['selekt']", "no command is called"),
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['multi']", "changes no data"),
+        ("source.url = 'redis://a:1'\nmap.databases = { x = 1 }", "no number of a database"),
+        ("source.url = 'redis://a:1'\nmap.databases = { 0 = 1, 2 = 1 }", "two databases to number 1"),
+        ("source.url = 'redis://a:1'\nmap.prefixes = { 'a:' = 'c:', 'b:' = 'c:' }", "two prefixes the name"),
+        ("source.url = 'redis://a:1'\nmap.prefixes = { 'a:' = 'crossfade:' }", "its own keys"),
+        ("source.url = 'redis://a:1'\nmap.prefixes = { a = 'b' }\nmap.key_case = 'lower'", "one of the two"),
+        ("source.url = 'redis://a:1'\nmap.key_case = 'title'", "expected one of `as-is`"),
         ("source.url = 'redis://127.0.0.1:6400'", "own address"),
         ("source.url = 'redis://a:1'\nlisten.address = '127.0.0.1'", "the port is missing"),
         ("source.url = 'redis://a:1'\nlisten.address = '127.0.0.1:99999'", "no number up to 65535"),

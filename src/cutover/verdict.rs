@@ -102,6 +102,10 @@ pub struct Limits {
     pub force_unverified: bool,
     /// Part of the data is left out of the copy, and nobody said that the clients do without it.
     pub left_out: bool,
+    /// Keys or databases have other names on the destination, and nobody said that the clients know them.
+    pub renamed: bool,
+    /// There is no way back from those names.
+    pub one_way: bool,
 }
 
 /// May it begin?
@@ -195,6 +199,20 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
             Side::Gateway,
             "[filter] leaves part of the data out of the copy: after the cutover clients do not see it",
             "make sure that they do without it, then pass --clients-know-the-map",
+        ));
+    }
+    if limits.renamed && facts.kind == SwitchKind::Cutover {
+        all.push(Finding::error(
+            Side::Gateway,
+            "[map] gives keys or databases other names: after the cutover clients find nothing under the old ones",
+            "make sure that they use the new names, then pass --clients-know-the-map",
+        ));
+    }
+    if limits.one_way {
+        all.push(Finding::error(
+            Side::Gateway,
+            "map.key_case cannot be undone, so there would be no way back",
+            "let the clients go over by themselves and end with `crossfade finish`; or leave map.key_case out",
         ));
     }
     match facts.verification {
@@ -343,7 +361,7 @@ mod tests {
     }
 
     const LIMITS: Limits =
-        Limits { max_lag: Duration::from_millis(250), force_unverified: false, left_out: false };
+        Limits { max_lag: Duration::from_millis(250), force_unverified: false, left_out: false, renamed: false, one_way: false };
 
     fn after(change: impl FnOnce(&mut Facts)) -> Verdict {
         let mut facts = good();

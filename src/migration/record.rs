@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::cell::{Cell, Line};
 use super::disk;
 use super::status::{ActiveSide, SwitchEntry};
+use crate::config::Config;
 use crate::error::{Error, Result, Side};
 
 /// How many switches are remembered.
@@ -80,6 +81,9 @@ pub struct Record {
     /// See `source`.
     #[serde(default)]
     pub destination: String,
+    /// What is copied and how it is called, as the migration began: another choice later would fit neither what is there nor what comes.
+    #[serde(default)]
+    pub chosen: Option<serde_json::Value>,
     /// The mirror stopped and waits for a person.
     #[serde(default)]
     pub failure: Option<Failure>,
@@ -224,12 +228,18 @@ impl Record {
             paused: false,
             source: String::new(),
             destination: String::new(),
+            chosen: None,
             failure: None,
             mirrored_epoch: None,
             fence: None,
             switches: Vec::new(),
         }
     }
+}
+
+/// [`Record::chosen`] by the configuration.
+pub fn choice(config: &Config) -> serde_json::Value {
+    serde_json::json!({"filter": config.filter, "map": config.map})
 }
 
 /// Unix time in milliseconds.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::controller::Controller;
 use super::handle::Handle;
-use super::record::Store;
+use super::record::{Store, choice};
 use super::status::{ActiveSide, Status};
 use super::switching;
 use crate::admin::Admin;
@@ -39,7 +39,7 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
         )
         .remedy("name the destination, or use another state_dir"));
     }
-    same_servers(&config, &store)?;
+    same_migration(&config, &store)?;
     if let Some(entry) = switching::recovered(&line, &store.record().switches) {
         tracing::warn!(
             epoch = line.epoch,
@@ -99,8 +99,8 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
     }
 }
 
-/// A state directory belongs to the two servers that its migration began with.
-fn same_servers(config: &Config, store: &Store) -> Result<()> {
+/// A state directory belongs to the two servers that its migration began with, and to what is copied of them.
+fn same_migration(config: &Config, store: &Store) -> Result<()> {
     let record = store.record();
     if record.intent != super::record::Intent::Mirror {
         return Ok(());
@@ -116,7 +116,16 @@ fn same_servers(config: &Config, store: &Store) -> Result<()> {
             );
         }
     }
-    Ok(())
+    match &record.chosen {
+        Some(chosen) if *chosen != choice(config) => Err(Error::new(
+            Side::Gateway,
+            "[filter] or [map] is not what the migration in state_dir began with, and part of the data is copied by that",
+        )
+        .remedy(format!(
+            "put it back as it was ({chosen}); to choose otherwise, first end the migration with `crossfade abort`"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn listen(config: &Config) -> Result<ListenOptions> {

@@ -410,7 +410,7 @@ pub struct SwitchRequest {
     pub postpone: bool,
     /// Go without a comparison of both servers.
     pub force_unverified: bool,
-    /// The clients know that part of the data is left out of the copy (`[filter]`).
+    /// The clients know that part of the data is left out of the copy (`[filter]`), or has other names (`[map]`).
     pub clients_know_the_map: bool,
 }
 

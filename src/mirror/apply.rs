@@ -101,6 +101,7 @@ impl Task {
         }
         let mut collector = Collector::new(position.offset, position.db, transform, self.options.batch);
         collector.select(self.options.select.clone());
+        collector.map(self.options.map.clone());
         if self.each_by_itself {
             collector.join_nothing();
         }
@@ -160,8 +161,7 @@ impl Task {
             self.fill(flow)?;
             if let Some((named, stuck)) = flow.collector.unselected() {
                 if let Stuck::Obstacle(why) = stuck {
-                    let why = format!("it cannot be mirrored under [filter]: {why}");
-                    return self.refused(flow.written, named, why);
+                    return self.refused(flow.written, named, why.clone());
                 }
                 tracing::debug!(
                     command = named.name,

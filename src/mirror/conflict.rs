@@ -181,8 +181,19 @@ impl Task {
             offset: named.end,
             error,
             passed,
-            places: named.places.iter().map(|(db, key)| KeyAt { db: *db, key: key.to_vec() }).collect(),
+            places: self.origins(&named.places),
         }
+    }
+
+    /// What keys of the server that is written to are on the one that is read; none when that cannot be told of one.
+    fn origins(&self, places: &[Place]) -> Vec<KeyAt> {
+        let origin = |place: &Place| match &self.options.map {
+            Some(map) => map.origin(place),
+            None => Some(place.clone()),
+        };
+        let found: Option<Vec<Place>> = places.iter().map(origin).collect();
+        let at = |(db, key): Place| KeyAt { db, key: key.into_vec() };
+        found.unwrap_or_default().into_iter().map(at).collect()
     }
 
     /// Leaves out what was decided to be left out, and forgets what lies behind us.

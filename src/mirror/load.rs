@@ -164,6 +164,7 @@ impl Task {
             throttle: Arc::clone(&self.options.limits.snapshot),
             drop_unsupported: self.options.on_unsupported == OnUnsupported::Drop,
             select: self.options.select.clone(),
+            map: self.options.map.clone(),
             ..LoadOptions::new(self.options.to.clone())
         };
         if self.load_as_replica(client, info, &options, &progress, begun).await? {

@@ -54,6 +54,7 @@ pub mod older;
 mod position;
 mod run;
 pub mod scripts;
+pub mod map;
 pub mod select;
 mod serve;
 pub mod settle;
@@ -75,6 +76,7 @@ use crate::server::Endpoint;
 pub use batch::BatchLimits;
 pub use governor::Automatic;
 pub use heartbeat::heartbeat_key;
+pub use map::Mapping;
 pub use limits::{Limits, ThrottleRequest, Throttling};
 pub use position::{Direction, Mark, POSITION_KEY, Position, Reach};
 pub use select::Selection;
@@ -107,6 +109,8 @@ pub struct MirrorOptions {
     pub on_error: OnError,
     /// What is copied; all of it where there is none.
     pub select: Option<Arc<Selection>>,
+    /// What has another name on `to`; nothing where there is none.
+    pub map: Option<Arc<Mapping>>,
     /// How large its journal may become on disk.
     pub journal_bytes: Option<u64>,
     /// How the snapshot travels.
@@ -149,6 +153,7 @@ impl MirrorOptions {
             on_conflict: OnConflict::Stop,
             on_error: OnError::Stop,
             select: None,
+            map: None,
             journal_bytes: None,
             method: SnapshotMethod::Auto,
             load_connections: 2,

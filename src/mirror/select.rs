@@ -8,8 +8,12 @@
 //! in the order ([`super::copying`]), which gives what the source made of them. Where nobody can tell what a command changes (a script that an old
 //! source sends as text), or where it would change what is outside (FLUSHALL on a destination that had keys of its own), the mirror stops
 //! and names it.
+//!
+//! Patterns go by the names of the source. On the way back, what has no name there ([`super::map`]) is outside too, where the destination
+//! has keys of its own; where it has not, the mirror stops at such a key.
 
 use super::copying::places;
+use super::map::Mapping;
 use super::transform::{Place, is_own};
 use crate::config::Filter;
 use crate::resp::write;
@@ -20,6 +24,10 @@ pub struct Selection {
     filter: Filter,
     /// The destination holds nothing but what is copied, so that a whole database may be emptied.
     alone: bool,
+    /// What names of the stream are at the source, when the stream is the destination's and names differ.
+    names: Option<Mapping>,
+    /// Names that have none at the source are not ours. Otherwise they are kept, and the mapping stops at them.
+    shared: bool,
 }
 
 /// What becomes of a command.
@@ -40,17 +48,34 @@ pub enum Verdict {
 impl Selection {
     /// A selection, when the filter leaves anything out.
     pub fn new(filter: &Filter, alone: bool) -> Option<Self> {
-        filter.is_set().then(|| Self { filter: filter.clone(), alone })
+        let own = Self { filter: filter.clone(), alone, names: None, shared: false };
+        filter.is_set().then_some(own)
+    }
+
+    /// A selection for the way back, when the filter leaves anything out or the destination may hold keys of its own (`shared`).
+    /// `names` leads from the destination to the source.
+    pub fn on_the_way_back(filter: &Filter, names: Option<&Mapping>, shared: bool) -> Option<Self> {
+        // The source holds nothing of its own but what the filter leaves there.
+        let own = Self { filter: filter.clone(), alone: !filter.is_set(), names: names.cloned(), shared };
+        (filter.is_set() || (names.is_some() && shared)).then_some(own)
     }
 
     /// Whether a database is copied.
     pub fn keeps_db(&self, db: u32) -> bool {
-        self.filter.keeps_db(db)
+        match self.names.as_ref().map(|names| names.db(db)) {
+            None => self.filter.keeps_db(db),
+            Some(Ok(db)) => self.filter.keeps_db(db),
+            Some(Err(_)) => !self.shared,
+        }
     }
 
     /// Whether a key is copied.
     pub fn keeps(&self, db: u32, key: &[u8]) -> bool {
-        self.filter.keeps(db, key)
+        match self.names.as_ref().map(|names| names.place(db, key)) {
+            None => self.filter.keeps(db, key),
+            Some(Ok((db, key))) => self.filter.keeps(db, &key),
+            Some(Err(_)) => !self.shared,
+        }
     }
 
     /// What becomes of a command that is run in `db`.

@@ -1,10 +1,15 @@
 //! One connection of the verifier: what its server can do, and round trips of many commands.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::VerifyOptions;
 use crate::error::{Error, Result};
+use crate::mirror::Mapping;
 use crate::mirror::expiry::true_expiry;
+use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::value::Value;
 use crate::resp::write;
 use crate::server::{Client, Endpoint};
@@ -33,15 +38,47 @@ pub(crate) struct Abilities {
     functions: bool,
 }
 
+/// Which of the two servers a connection leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    A,
+    B,
+}
+
+/// What names on `a` are on `b`, and back.
+struct Names {
+    there: Arc<Mapping>,
+    back: Option<Mapping>,
+}
+
+impl Names {
+    fn led_there(&self, commands: &[u8]) -> Result<Vec<u8>, String> {
+        let limits = Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
+        let mut out = Vec::with_capacity(commands.len() + commands.len() / 4);
+        let mut rest = commands;
+        while let Ok(Some(frame)) = CommandScanner::default().next(rest, &limits) {
+            let (command, behind) = rest.split_at(frame.len);
+            match self.there.command(&frame.args(command).collect::<Vec<_>>())? {
+                Some(renamed) => out.extend_from_slice(&renamed),
+                None => out.extend_from_slice(command),
+            }
+            rest = behind;
+        }
+        Ok(out)
+    }
+}
+
 pub(crate) struct Link {
     client: Client,
+    /// Where they differ from those on `a`.
+    names: Option<Names>,
     db: Option<u32>,
     pub(crate) can: Abilities,
     padded: bool,
 }
 
 impl Link {
-    pub(crate) async fn open(endpoint: &Endpoint, options: &VerifyOptions, padded: bool) -> Result<Self> {
+    pub(crate) async fn open(endpoint: &Endpoint, options: &VerifyOptions, on: On) -> Result<Self> {
         // The endpoint's own db may be one that this server forbids; the verifier selects by itself.
         let mut client = Client::open(&Endpoint { db: 0, ..endpoint.clone() }, options.timeout).await?;
         let asked = ["COMMAND", "INFO", "pexpiretime", "memory", "dump", "hpexpiretime", "function"];
@@ -60,7 +97,12 @@ impl Link {
             field_expiry: known[3],
             functions: known[4],
         };
-        Ok(Self { client, db: Some(0), can, padded })
+        let names = options
+            .map
+            .as_ref()
+            .filter(|_| on == On::B)
+            .map(|map| Names { there: Arc::clone(map), back: map.turned_round() });
+        Ok(Self { client, names, db: None, can, padded: on == On::B && options.padded })
     }
 
     /// The server's answer makes no sense.
@@ -80,19 +122,49 @@ impl Link {
         if commands.count == 0 {
             return Ok(Vec::new());
         }
-        let values = self.client.pipeline(&commands.bytes, commands.count).await?;
+        let values = match &self.names {
+            None => self.client.pipeline(&commands.bytes, commands.count).await?,
+            Some(names) => {
+                let bytes = names.led_there(&commands.bytes).map_err(|why| self.nameless(why))?;
+                self.client.pipeline(&bytes, commands.count).await?
+            }
+        };
         if values.len() == commands.count { Ok(values) } else { Err(self.odd("a pipeline")) }
     }
 
     /// One command; an error reply is an error.
     pub(crate) async fn one(&mut self, args: &[&[u8]]) -> Result<Value> {
-        self.client.command(args).await
+        let renamed = match &self.names {
+            Some(names) => names.there.command(args).map_err(|why| self.nameless(why))?,
+            None => None,
+        };
+        let Some(bytes) = renamed else { return self.client.command(args).await };
+        match self.client.pipeline(&bytes, 1).await?.pop() {
+            Some(Value::Error(text)) => Err(self.refused(&args[0].escape_ascii().to_string(), &text)),
+            Some(value) => Ok(value),
+            None => Err(self.odd("a command")),
+        }
+    }
+
+    fn nameless(&self, why: String) -> Error {
+        Error::new(self.client.side(), format!("its keys cannot be compared: {why}"))
+    }
+
+    /// What a key of this server is called on `a`; `None`: it has no name there.
+    pub(crate) fn named_on_a(&self, key: Bytes) -> Option<Bytes> {
+        let Some(names) = &self.names else { return Some(key) };
+        let named = names.back.as_ref()?.key(&key).ok()?.into_owned();
+        Some(named.into())
     }
 
     pub(crate) async fn select(&mut self, db: u32) -> Result<()> {
         if self.db != Some(db) {
             self.db = None;
-            self.client.command(&["SELECT", &db.to_string()]).await?;
+            let number = match &self.names {
+                Some(names) => names.there.db(db).map_err(|why| self.nameless(why))?,
+                None => db,
+            };
+            self.client.command(&["SELECT", &number.to_string()]).await?;
             self.db = Some(db);
         }
         Ok(())
@@ -108,7 +180,12 @@ impl Link {
                 continue;
             };
             let keys = rest.split(',').next().and_then(|keys| keys.parse().ok());
-            if let (Ok(db), Some(keys)) = (db.parse(), keys) {
+            let (Ok(db), Some(keys)) = (db.parse(), keys) else { continue };
+            let db = match &self.names {
+                None => Some(db),
+                Some(names) => names.back.as_ref().and_then(|back| back.db(db).ok()),
+            };
+            if let Some(db) = db {
                 dbs.insert(db, keys);
             }
         }

@@ -10,7 +10,9 @@
 //!
 //! # What is not
 //!
-//! Keys of the gateway itself (`crossfade:`), and those that a filter leaves out. Keys that are expired by their true expiry, also if the server still
+//! Keys of the gateway itself (`crossfade:`), those that a filter leaves out, and those of `b` that have no name on `a`. Where keys have other names on
+//! `b`, the report names them as on `a`; where the policy on letters leaves no way back, keys that only `b` has are not
+//! found. Keys that are expired by their true expiry, also if the server still
 //! holds them. Idle times, access counts, a group's `entries-read`, and delivery counts of pending entries:
 //! replication itself does not carry them faithfully (a consumer that reads its own history again raises the
 //! count on the primary alone).
@@ -42,11 +44,11 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
-use crate::config::Filter;
 use crate::error::{Error, Result, Side};
+use crate::mirror::{Mapping, Selection};
 use crate::resp::value::Value;
 use crate::server::Endpoint;
-use link::{Commands, Link};
+use link::{Commands, Link, On};
 
 /// How to compare.
 #[derive(Debug, Clone)]
@@ -57,8 +59,10 @@ pub struct VerifyOptions {
     pub delay: Duration,
     /// About how many keys to compare, spread over the whole of the data; `None`: all.
     pub sample: Option<u64>,
-    /// What is compared.
-    pub filter: Filter,
+    /// What is compared, by the names on `a`; all of it where there is none.
+    pub select: Option<Arc<Selection>>,
+    /// What names on `a` are on `b`; where there is none, they are the same. What has no name on `a` is not compared.
+    pub map: Option<Arc<Mapping>>,
     /// Expiries on `b` are stored padded, because a mirror is writing there (see [`crate::mirror`]).
     pub padded: bool,
     /// How far expiries may lie apart where a server cannot tell them as absolute times.
@@ -83,7 +87,8 @@ impl Default for VerifyOptions {
             rounds: 3,
             delay: Duration::from_millis(500),
             sample: None,
-            filter: Filter::default(),
+            select: None,
+            map: None,
             padded: false,
             expiry_tolerance: Duration::from_secs(1),
             batch: 500,
@@ -170,8 +175,8 @@ type Suspects = BTreeMap<(u32, Bytes), Option<Difference>>;
 pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Result<Report> {
     let started = std::time::Instant::now();
     let shared = Arc::new(Shared { by_dump: AtomicBool::new(true), compared: AtomicU64::new(0), options });
-    let mut left = Link::open(a, &shared.options, false).await?;
-    let mut right = Link::open(b, &shared.options, shared.options.padded).await?;
+    let mut left = Link::open(a, &shared.options, On::A).await?;
+    let mut right = Link::open(b, &shared.options, On::B).await?;
     let mut report = Report::default();
 
     let dbs = {
@@ -184,7 +189,9 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
     let stride = |total: u64| shared.options.sample.map_or(1, |sample| total.div_ceil(sample.max(1)).max(1));
     let stride_a = stride(dbs.values().map(|(keys, _)| keys).sum());
     let stride_b = stride(dbs.values().map(|(_, keys)| keys).sum());
-    let dbs: Vec<u32> = dbs.into_keys().filter(|db| shared.options.filter.keeps_db(*db)).collect();
+    let select = shared.options.select.clone();
+    let keeps = |db: &u32| select.as_ref().is_none_or(|select| select.keeps_db(*db));
+    let dbs: Vec<u32> = dbs.into_keys().filter(keeps).collect();
 
     // Round 1: everything. Its tasks end with the set: dropping this future stops them.
     let suspects = Arc::new(Mutex::new(Found::default()));
@@ -212,11 +219,11 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
     {
         let mut scanner = left;
         let (count, dbs, batch) = (keys_a.clone(), dbs.clone(), shared.options.batch);
-        let filter = shared.options.filter.clone();
+        let select = shared.options.select.clone();
         tasks.spawn(async move {
             for db in dbs {
                 let mut scan = Scan::new(db, stride_a);
-                while let Some(keys) = scan.next(&mut scanner, batch, &filter).await? {
+                while let Some(keys) = scan.next(&mut scanner, batch, select.as_deref()).await? {
                     count.fetch_add(scan.seen, Ordering::Relaxed);
                     if !keys.is_empty() && send.send((db, keys)).await.is_err() {
                         // The workers are gone: one of them has the error.
@@ -229,13 +236,13 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
     }
     {
         let mut scanner = right;
-        let mut asker = Link::open(a, &shared.options, false).await?;
+        let mut asker = Link::open(a, &shared.options, On::A).await?;
         let (count, suspects, batch) = (keys_b.clone(), suspects.clone(), shared.options.batch);
-        let filter = shared.options.filter.clone();
+        let select = shared.options.select.clone();
         tasks.spawn(async move {
             for db in dbs {
                 let mut scan = Scan::new(db, stride_b);
-                while let Some(keys) = scan.next(&mut scanner, batch, &filter).await? {
+                while let Some(keys) = scan.next(&mut scanner, batch, select.as_deref()).await? {
                     count.fetch_add(scan.seen, Ordering::Relaxed);
                     let missing = missing(&mut asker, db, keys).await?;
                     suspects.lock().await.add_unjudged(db, missing);
@@ -299,7 +306,7 @@ impl Pair {
 }
 
 async fn open_pair(a: &Endpoint, b: &Endpoint, options: &VerifyOptions) -> Result<Pair> {
-    let (a, b) = tokio::try_join!(Link::open(a, options, false), Link::open(b, options, options.padded))?;
+    let (a, b) = tokio::try_join!(Link::open(a, options, On::A), Link::open(b, options, On::B))?;
     Ok(Pair { a, b })
 }
 
@@ -365,7 +372,12 @@ impl Scan {
     }
 
     /// The next keys; they may be none. `None`: the walk is over.
-    async fn next(&mut self, link: &mut Link, batch: usize, filter: &Filter) -> Result<Option<Vec<Bytes>>> {
+    async fn next(
+        &mut self,
+        link: &mut Link,
+        batch: usize,
+        select: Option<&Selection>,
+    ) -> Result<Option<Vec<Bytes>>> {
         let Some(cursor) = self.cursor.take() else { return Ok(None) };
         link.select(self.db).await?;
         let count = batch.to_string();
@@ -381,7 +393,8 @@ impl Scan {
         let mut taken = BTreeSet::new();
         for key in keys {
             let Value::Bulk(key) = key else { continue };
-            if key.starts_with(b"crossfade:") || !filter.keeps(self.db, &key) {
+            let Some(key) = link.named_on_a(key) else { continue };
+            if key.starts_with(b"crossfade:") || select.is_some_and(|select| !select.keeps(self.db, &key)) {
                 continue;
             }
             self.seen += 1;

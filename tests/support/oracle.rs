@@ -83,6 +83,44 @@ async fn once(a: &Server, b: &Server) -> Vec<String> {
     differences
 }
 
+/// What differs between `a` and `b`, where each key of `a` has another name and db on `b`. Nobody may be writing.
+pub async fn compare_renamed(
+    a: &Server,
+    b: &Server,
+    on_b: impl Fn(u32, &[u8]) -> (u32, Vec<u8>),
+) -> Vec<String> {
+    let renamed = everything(a).await.into_iter().map(|((db, key), facts)| (on_b(db, &key), facts));
+    let (a, mut b) = (renamed.collect::<Vec<_>>(), everything(b).await);
+    let mut differences = Vec::new();
+    for ((db, key), facts) in a {
+        let name = key.escape_ascii().to_string();
+        match b.remove(&(db, key)) {
+            Some(other) if other == facts => {}
+            other => differences.push(format!("db {db}: {name}: {facts:?} against {other:?}")),
+        }
+    }
+    let only = b.keys().map(|(db, key)| format!("db {db}: only on the second: {}", key.escape_ascii()));
+    differences.extend(only);
+    differences
+}
+
+/// All that lives there.
+async fn everything(server: &Server) -> BTreeMap<(u32, Vec<u8>), Facts> {
+    let mut server = server.connect().await.unwrap();
+    let mut found = BTreeMap::new();
+    for db in databases(&mut server).await {
+        server.must(&["SELECT", &db.to_string()]).await.unwrap();
+        let keys = keys(&mut server).await;
+        let keys: Vec<&Vec<u8>> = keys.iter().collect();
+        for (key, facts) in keys.iter().zip(look(&mut server, &keys).await) {
+            if !is_over(&facts) {
+                found.insert((db, (*key).clone()), facts);
+            }
+        }
+    }
+    found
+}
+
 async fn databases(server: &mut Connection) -> BTreeSet<u32> {
     let info = server.must(&["INFO", "keyspace"]).await.unwrap();
     let text = String::from_utf8_lossy(info.bytes().unwrap()).into_owned();

@@ -327,6 +327,7 @@ impl Prepared {
             mark,
             big_value: options.big_value,
             select: options.select.clone(),
+            map: options.map.clone(),
             throttle: Arc::clone(&options.throttle),
             progress,
             cancel,

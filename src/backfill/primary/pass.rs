@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Broken, Served, Unfit, lost, reads, unreadable};
 use crate::backfill::OWN_PREFIX;
+use crate::backfill::feeder::renamed;
 use crate::backfill::{Pace, Progress, Throttle};
 use crate::error::{Error, Side};
-use crate::mirror::Selection;
+use crate::mirror::{Mapping, Selection};
 use crate::mirror::expiry::padded;
-use crate::rdb::{Item, RawValue, ReadOptions, Reader, Stopped, Writer};
+use crate::rdb::{Entry, Item, RawValue, ReadOptions, Reader, Stopped, Writer};
 use crate::server::{self, Capabilities};
 
 /// What is written at once.
@@ -38,6 +39,7 @@ pub(super) struct Pass {
     pub(super) mark: String,
     pub(super) big_value: usize,
     pub(super) select: Option<Arc<Selection>>,
+    pub(super) map: Option<Arc<Mapping>>,
     pub(super) throttle: Arc<Throttle>,
     pub(super) progress: Arc<Progress>,
     pub(super) cancel: CancellationToken,
@@ -108,6 +110,7 @@ impl Pass {
         let (mut kept, mut written_by) = (0, None);
         let progress = &self.progress;
         let select = self.select.as_deref();
+        let map = self.map.as_deref();
         let outside = |db, key: &[u8]| select.is_some_and(|select| !select.keeps(db, key));
         loop {
             if out.writer.bytes().len() >= PIECE {
@@ -123,12 +126,20 @@ impl Pass {
                 Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
                 Item::Big(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
                 Item::Entry(entry) => {
+                    let name = renamed(map, entry.db, entry.key).map_err(Broken::Snapshot)?;
+                    let entry = match &name {
+                        Some((db, key)) => Entry { db: *db, key, ..entry },
+                        None => entry,
+                    };
                     self.known(&entry.value, written_by)?;
                     out.writer.entry(&entry, entry.expire_at_ms.map(padded));
                     out.keys += 1;
                     served.keys += 1;
                 }
-                Item::Big(entry) => {
+                Item::Big(mut entry) => {
+                    if let Some((db, key)) = renamed(map, entry.db, &entry.key).map_err(Broken::Snapshot)? {
+                        (entry.db, entry.key) = (db, key);
+                    }
                     out.writer.big_entry(&entry, entry.expire_at_ms.map(padded));
                     out.keys += 1;
                     served.keys += 1;
@@ -141,11 +152,15 @@ impl Pass {
                     }
                     copied.map_err(unreadable)?;
                 }
-                Item::SelectDb(db) if u64::from(db) >= self.databases => {
-                    let text = format!("it has {} databases, the source uses number {db}", self.databases);
-                    return Err(Unfit::new(text).into());
+                Item::SelectDb(db) => {
+                    // One that cannot have its number there is refused with its first key.
+                    let db = map.map_or(Ok(db), |map| map.db(db)).unwrap_or(db);
+                    if u64::from(db) >= self.databases {
+                        let text = format!("it has {} databases, the source uses number {db}", self.databases);
+                        return Err(Unfit::new(text).into());
+                    }
+                    out.writer.select_db(db);
                 }
-                Item::SelectDb(db) => out.writer.select_db(db),
                 Item::ResizeDb { keys, expires } => {
                     progress.keys_expected.fetch_add(keys, Relaxed);
                     // Room for all of them would be too much.
@@ -302,6 +317,7 @@ mod tests {
             mark: "m".repeat(40),
             big_value: 1 << 20,
             select: None,
+            map: None,
             throttle: Arc::default(),
             progress: Arc::default(),
             cancel: CancellationToken::new(),

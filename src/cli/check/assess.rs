@@ -5,6 +5,7 @@ use crate::Side;
 use crate::config::units::{about, show_duration};
 use crate::config::{Config, OnExistingKey, OnUnsupported, SnapshotMethod};
 use crate::migration::status::Finding;
+use crate::mirror::Mapping;
 use crate::server::{Capabilities, Flavour};
 
 const MIB: u64 = 1 << 20;
@@ -41,6 +42,7 @@ pub(super) fn assess(facts: &Facts, config: &Config) -> Vec<Finding> {
     }
     if let (Ok(source), Some(Ok(destination))) = (&facts.source, &facts.destination) {
         together(source, destination, config.snapshot.on_unsupported, &mut all);
+        databases(source, destination, config, &mut all);
     }
     machine(&facts.gateway, facts.source.as_ref().ok(), config, &mut all);
     all
@@ -342,15 +344,6 @@ fn together(source: &Server, destination: &Server, policy: OnUnsupported, all: &
             "load them, or make sure that no key uses their types",
         ));
     }
-    if let (Some(databases), Some(highest)) = (destination.databases, source.keyspace.last())
-        && u64::from(highest.db) >= databases
-    {
-        all.push(Finding::error(
-            side,
-            format!("it has {databases} databases, and the source has keys in db {}", highest.db),
-            format!("set `databases {}` in its configuration and restart it", highest.db + 1),
-        ));
-    }
     let apart = source.clock_ms - destination.clock_ms;
     let tolerance = 200 + source.clock_error_ms + destination.clock_error_ms;
     if apart.abs() > tolerance {
@@ -361,6 +354,32 @@ fn together(source: &Server, destination: &Server, policy: OnUnsupported, all: &
         ));
     } else {
         all.push(Finding::ok(side, format!("both clocks agree within {tolerance} ms")));
+    }
+}
+
+/// Where the keys of each database go.
+fn databases(source: &Server, destination: &Server, config: &Config, all: &mut Vec<Finding>) {
+    let map = Mapping::new(&config.map);
+    let mut highest = None;
+    for space in source.keyspace.iter().filter(|space| config.filter.keeps_db(space.db)) {
+        match map.as_ref().map_or(Ok(space.db), |map| map.db(space.db)) {
+            Ok(db) => highest = highest.max(Some((db, space.db))),
+            Err(why) => all.push(Finding::error(
+                Side::Gateway,
+                why,
+                "give each a database of its own in map.databases, or leave one out with filter.databases",
+            )),
+        }
+    }
+    if let (Some(databases), Some((db, from))) = (destination.databases, highest)
+        && u64::from(db) >= databases
+    {
+        let what = match from == db {
+            true => format!("it has {databases} databases, and the source has keys in db {db}"),
+            false => format!("it has {databases} databases, and [map] sends db {from} to {db}"),
+        };
+        let remedy = format!("set `databases {}` in its configuration and restart it", db + 1);
+        all.push(Finding::error(Side::Destination, what, remedy));
     }
 }
 
@@ -589,6 +608,27 @@ mod tests {
             let all = assess(&facts, &config(policy));
             let found = all.iter().find(|finding| finding.what.contains("not empty")).unwrap();
             assert!(found.level == Level::Warn && found.what.contains(part), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn databases_that_go_elsewhere() {
+        let mut facts = facts();
+        if let Ok(source) = &mut facts.source {
+            source.keyspace = [0, 3].map(|db| Keyspace { db, keys: 1, expires: 0 }).into();
+        }
+        for (to, side, part, left) in [
+            (3, Side::Gateway, "sends db 3 to 3, and db 0 too", 0),
+            (20, Side::Destination, "[map] sends db 0 to 20", 3),
+        ] {
+            let mut config = config("fail");
+            config.map.databases = [(0, to)].into();
+            let errors: Vec<_> =
+                assess(&facts, &config).into_iter().filter(|f| f.level == Level::Error).collect();
+            assert_eq!((errors.len(), errors[0].side), (1, side), "{errors:?}");
+            assert!(errors[0].what.contains(part), "{errors:?}");
+            config.filter.databases = vec![left];
+            assert!(assess(&facts, &config).iter().all(|f| f.level != Level::Error));
         }
     }
 

@@ -42,11 +42,13 @@ impl Controller {
             ));
             return;
         }
+        let (select, map) = self.chosen(active);
         let options = verify::VerifyOptions {
             rounds: request.rounds.unwrap_or(self.config.verify.rounds),
             sample: request.sample.or(self.config.verify.sample),
             padded: self.record.intent == Intent::Mirror,
-            filter: self.config.filter.clone(),
+            select,
+            map,
             ..verify::VerifyOptions::default()
         };
         let task = tokio::spawn(async move { verify::compare(&a, &b, options).await });

@@ -17,7 +17,7 @@ use crate::migration::record::{self, Failure, Fence};
 use crate::migration::status::{ActiveSide, ErrorInfo, Phase};
 use crate::mirror::notes::Notes;
 use crate::mirror::{
-    BatchLimits, Direction, Mirror, MirrorOptions, Position, Selection, Stage, Start, Trouble, make_writable,
+    BatchLimits, Direction, Mapping, Mirror, MirrorOptions, Position, Selection, Stage, Start, Trouble, make_writable,
 };
 use crate::server::Endpoint;
 
@@ -65,8 +65,7 @@ impl Controller {
             options.from_replica = self.config.feed_from == FeedFrom::Replica;
         }
         options.on_unsupported = self.config.snapshot.on_unsupported;
-        let alone = direction == Direction::Forward && options.on_existing_key == OnExistingKey::Fail;
-        options.select = Selection::new(&self.config.filter, alone).map(Arc::new);
+        (options.select, options.map) = self.chosen(active);
         options.journal_bytes = self.config.journal_bytes;
         options.method = self.config.snapshot.method;
         options.on_conflict = self.config.mirror.on_conflict;
@@ -84,6 +83,20 @@ impl Controller {
                 vec![(holder::KEY.to_owned(), Holder::this(&self.record.id).to_string().into_bytes())];
         }
         Some(options)
+    }
+
+    /// What is copied from the active side, and how it is called on the other.
+    pub(super) fn chosen(&self, active: ActiveSide) -> (Option<Arc<Selection>>, Option<Arc<Mapping>>) {
+        let alone = self.config.snapshot.on_existing_key == OnExistingKey::Fail;
+        let map = Mapping::new(&self.config.map);
+        let (select, map) = match active {
+            ActiveSide::Source => (Selection::new(&self.config.filter, alone), map),
+            ActiveSide::Destination => {
+                let back = map.and_then(|map| map.turned_round());
+                (Selection::on_the_way_back(&self.config.filter, back.as_ref(), !alone), back)
+            }
+        };
+        (select.map(Arc::new), map.map(Arc::new))
     }
 
     pub(super) fn spawn_mirror(&mut self) {

@@ -22,7 +22,7 @@ use super::handle::{Answer, Ask, SwitchReply};
 use super::holder::Holder;
 use super::machine::{Begin, Ending, Input, Machine, Output};
 use super::progress::{Progress, Rate};
-use super::record::{Failure, Intent, Record, Store, new_id};
+use super::record::{Failure, Intent, Record, Store, choice, new_id};
 use super::status::{ActiveSide, ErrorInfo, Phase, Status, SwitchKind};
 use super::{ending, precheck, switching};
 use crate::config::Config;
@@ -453,6 +453,7 @@ impl Controller {
         let failure = self.failure.clone();
         let (source, destination) =
             (self.config.source.address.to_string(), self.address(ActiveSide::Destination));
+        let chosen = choice(&self.config);
         let outcome = self.with_store(|store| {
             store.update(|record| {
                 record.intent = intent;
@@ -460,6 +461,7 @@ impl Controller {
                 record.failure = failure;
                 record.source = source;
                 record.destination = destination;
+                record.chosen = (intent == Intent::Mirror).then_some(chosen);
             })?;
             if intent == Intent::Finished {
                 store.remove_journals(&[]);

@@ -10,7 +10,7 @@ use crate::migration::handle::{Answer, SwitchReply};
 use crate::migration::machine::{Input, Output};
 use crate::migration::status::{SwitchEntry, SwitchKind, SwitchOutcome, SwitchRequest};
 use crate::migration::switching;
-use crate::mirror::Start;
+use crate::mirror::{Mapping, Start};
 
 impl Controller {
     pub(super) async fn switch(
@@ -50,6 +50,8 @@ impl Controller {
                     max_lag: self.config.cutover.max_lag,
                     force_unverified: request.force_unverified,
                     left_out: self.config.filter.is_set() && !request.clients_know_the_map,
+                    renamed: self.config.map.is_set() && !request.clients_know_the_map,
+                    one_way: Mapping::new(&self.config.map).is_some_and(|map| map.turned_round().is_none()),
                 };
                 let postpone = request.postpone;
                 let job = switching::Job {

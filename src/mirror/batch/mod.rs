@@ -20,8 +20,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::copying::{self, Copying, Stuck};
+use super::copying::{self, Copying, Stuck, Taken};
 use super::decode::{Command, Decoder};
+use super::map::Mapping;
 use super::position::POSITION_KEY;
 use super::select::{Selection, Verdict};
 use super::transform::{Plan, Transform, select};
@@ -217,7 +218,8 @@ pub struct Collector {
     /// Nothing behind this offset is read.
     hold: u64,
     select: Option<Arc<Selection>>,
-    /// What the filter cannot decide by itself: the command, and what is to be done.
+    map: Option<Arc<Mapping>>,
+    /// What filter and mapping cannot decide by themselves: the command, and what is to be done.
     unselected: Option<(Named, Stuck)>,
     /// Commands that a person decided to leave out, by the offset of their last byte.
     skip: HashSet<u64>,
@@ -247,6 +249,7 @@ impl Collector {
             discard: 0,
             hold: u64::MAX,
             select: None,
+            map: None,
             unselected: None,
             skip: HashSet::new(),
             heartbeat: Vec::new(),
@@ -291,7 +294,12 @@ impl Collector {
         self.select = select;
     }
 
-    /// The command that the filter stops at, and why.
+    /// What is collected from here on has other names.
+    pub fn map(&mut self, map: Option<Arc<Mapping>>) {
+        self.map = map;
+    }
+
+    /// The command that filter or mapping stop at, and why.
     pub fn unselected(&self) -> Option<(&Named, &Stuck)> {
         self.unselected.as_ref().map(|(named, stuck)| (named, stuck))
     }
@@ -416,6 +424,7 @@ impl Collector {
                             break;
                         }
                         Verdict::Stop(why) => {
+                            let why = format!("it cannot be mirrored under [filter]: {why}");
                             self.unselected = Some((named(&command, self.db), Stuck::Obstacle(why)));
                             break;
                         }
@@ -429,6 +438,35 @@ impl Collector {
                 self.seal_here(end);
                 continue;
             }
+            let renamed;
+            let (command, plan) = match &self.map {
+                Some(map) if is_data(plan) && end > self.discard && !self.skip.contains(&end) => {
+                    let args: Vec<&[u8]> = command.args().collect();
+                    match map.db(self.db).and_then(|_| map.command(&args)) {
+                        Ok(None) => (command, plan),
+                        Ok(Some(bytes)) => {
+                            renamed = bytes;
+                            match command.instead(&renamed) {
+                                Some(other) => {
+                                    let plan = self.transform.plan(&other);
+                                    (other, plan)
+                                }
+                                None => (command, plan),
+                            }
+                        }
+                        Err(why) => {
+                            let why = format!("it cannot be mirrored: {why}");
+                            self.unselected = Some((named(&command, self.db), Stuck::Obstacle(why)));
+                            break;
+                        }
+                    }
+                }
+                _ => (command, plan),
+            };
+            let db = match &self.map {
+                Some(map) => map.db(self.db).unwrap_or(self.db),
+                None => self.db,
+            };
             match plan {
                 Plan::Skip => note_beat(&command, &self.heartbeat, &mut self.beats),
                 Plan::Select(db) => self.db = db,
@@ -450,7 +488,7 @@ impl Collector {
                     };
                     match (&mut self.run, small, self.open.places.last_mut()) {
                         (Some(run), Some(pair), Some(place))
-                            if run.sets < RUN && self.connection_db == self.db =>
+                            if run.sets < RUN && self.connection_db == db =>
                         {
                             self.open.wire.extend_from_slice(pair);
                             place.end = end;
@@ -464,18 +502,18 @@ impl Collector {
                     if at == 0 {
                         self.open.wire.extend_from_slice(MULTI);
                     }
-                    if self.connection_db != self.db {
+                    if self.connection_db != db {
                         self.open.places.push(Place { at: self.open.wire.len(), end: 0 });
-                        select(self.db, &mut self.open.wire);
-                        self.connection_db = self.db;
-                        self.open.highest_db = self.open.highest_db.max(self.db);
+                        select(db, &mut self.open.wire);
+                        self.connection_db = db;
+                        self.open.highest_db = self.open.highest_db.max(db);
                     }
                     let start = self.open.wire.len();
                     self.open.places.push(Place { at: start, end });
                     match plan {
                         Plan::Rewrite(class) => {
                             let wire = &mut self.open.wire;
-                            let commands = self.transform.write(class, &command, self.db, wire);
+                            let commands = self.transform.write(class, &command, db, wire);
                             place_rest(&self.open.wire, &mut self.open.places, commands, end);
                         }
                         _ => self.open.wire.extend_from_slice(command.bytes),
@@ -493,11 +531,25 @@ impl Collector {
 
     /// Writes the values that are copied anew when their place has come. False: the copy is stuck.
     fn may_go_on(&mut self) -> bool {
-        let Some(copying) = self.copying.take_if(|copying| {
+        let Some(mut copying) = self.copying.take_if(|copying| {
             !self.in_transaction && self.seal.end >= copying.until && copying.stuck.is_none()
         }) else {
             return self.stuck().is_none();
         };
+        if let Some(map) = &self.map {
+            let named = |taken: &Taken| {
+                let (db, key) = map.place(taken.place.0, &taken.place.1)?;
+                Ok((db, Box::from(&*key)))
+            };
+            match copying.taken.iter().map(named).collect::<Result<Vec<_>, String>>() {
+                Ok(names) => copying.taken.iter_mut().zip(names).for_each(|(taken, name)| taken.place = name),
+                Err(why) => {
+                    copying.stuck = Some(Stuck::Obstacle(why));
+                    self.copying = Some(copying);
+                    return false;
+                }
+            }
+        }
         close(&mut self.run, &mut self.open, &mut self.seal);
         for taken in copying.taken {
             let (db, key) = taken.place;
