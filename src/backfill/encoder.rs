@@ -8,8 +8,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadOptions;
 use crate::config::OnExistingKey;
-use crate::mirror::{Mapping, Selection};
 use crate::mirror::expiry::padded;
+use crate::mirror::{Mapping, Selection};
 use crate::rdb::{self, BigEntry, Dialect, Entry, RawValue, RdbError, Stopped, Text, What};
 use crate::server::{Capabilities, Flavour};
 

@@ -14,8 +14,8 @@ use super::pace::Pace;
 use super::progress::{FailedKey, Failures, Progress};
 use super::{LoadOptions, OWN_PREFIX, cancelled};
 use crate::error::{Error, Result, Side};
-use crate::mirror::expiry::padded;
 use crate::mirror::Mapping;
+use crate::mirror::expiry::padded;
 use crate::rdb::{self, Entry, Item, RdbError, ReadOptions, Reader, Stopped, What};
 
 /// A value of more bytes than this is encoded only when there is room in the budget.
@@ -98,10 +98,9 @@ impl Feeder {
         match error {
             RdbError { what: What::Stopped, .. } if lanes.cancel.is_cancelled() => cancelled(),
             // A connection is gone, and its own error tells why.
-            RdbError { what: What::Stopped, .. } => Error::passing(
-                Side::Destination,
-                "the connection was lost while the snapshot was loaded",
-            ),
+            RdbError { what: What::Stopped, .. } => {
+                Error::passing(Side::Destination, "the connection was lost while the snapshot was loaded")
+            }
             error => error.into(),
         }
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::file::{self, File, Workers};
 use super::{
-    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Filter, KeyCase, Listen, ListenTls, Map,
-    Mirror, Retry, Secret, Snapshot, Verify, units,
+    Admin, Config, ConfigError, Connection, Cutover, Endpoint, FeedChoice, Filter, KeyCase, Listen,
+    ListenTls, Map, Mirror, Retry, Secret, Snapshot, Verify, units,
 };
 use crate::Side;
 use crate::server::TlsOptions;
@@ -175,8 +175,10 @@ fn map(file: file::Map) -> Result<Map> {
     let mut prefixes = std::collections::BTreeMap::new();
     for (from, to) in file.prefixes {
         if [&from, &to].iter().any(|prefix| prefix.starts_with("crossfade:")) {
-            return Err(ConfigError::new("map.prefixes names crossfade:, where the gateway keeps its own keys")
-                .remedy("use another prefix"));
+            return Err(ConfigError::new(
+                "map.prefixes names crossfade:, where the gateway keeps its own keys",
+            )
+            .remedy("use another prefix"));
         }
         if prefixes.values().any(|other| *other == to) {
             return Err(ConfigError::new(format!("map.prefixes gives two prefixes the name {to:?}"))

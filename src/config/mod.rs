@@ -21,7 +21,8 @@ use serde::Serialize;
 
 pub use check::is_loopback;
 pub use file::{
-    FeedChoice, FeedFrom, File, KeyCase, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod, Throttle,
+    FeedChoice, FeedFrom, File, KeyCase, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod,
+    Throttle,
 };
 pub use pattern::Pattern;
 

@@ -150,11 +150,7 @@ fn variables_of_the_environment() {
 
 #[test]
 fn what_does_nothing_yet_is_refused() {
-    for text in [
-        "[shadow]\nsample = 0.1",
-        "[alerts]\ncommand = 'page'",
-        "[mirror]\nfeed = 'tap'",
-    ] {
+    for text in ["[shadow]\nsample = 0.1", "[alerts]\ncommand = 'page'", "[mirror]\nfeed = 'tap'"] {
         let error = refusal(&format!("{PAIR}{text}"));
         assert!(error.contains("not in this version"), "{error}");
     }

@@ -360,8 +360,13 @@ mod tests {
         }
     }
 
-    const LIMITS: Limits =
-        Limits { max_lag: Duration::from_millis(250), force_unverified: false, left_out: false, renamed: false, one_way: false };
+    const LIMITS: Limits = Limits {
+        max_lag: Duration::from_millis(250),
+        force_unverified: false,
+        left_out: false,
+        renamed: false,
+        one_way: false,
+    };
 
     fn after(change: impl FnOnce(&mut Facts)) -> Verdict {
         let mut facts = good();

@@ -283,7 +283,10 @@ mod tests {
         assert!(key(&back, "user:1").is_err() && key(&back, "people:tmp:1").is_err());
         assert_eq!(key(&mapping, "crossfade:position").unwrap(), "crossfade:position");
         let swapped = map(&[], &[("a:", "b:"), ("b:", "a:")], KeyCase::AsIs);
-        assert_eq!((key(&swapped, "a:1").unwrap(), key(&swapped, "b:1").unwrap()), ("b:1".into(), "a:1".into()));
+        assert_eq!(
+            (key(&swapped, "a:1").unwrap(), key(&swapped, "b:1").unwrap()),
+            ("b:1".into(), "a:1".into())
+        );
     }
 
     #[test]

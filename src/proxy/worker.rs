@@ -40,6 +40,9 @@ const POOL: usize = 128;
 /// meanwhile, which then comes in larger portions and with fewer changes of context; on an idle one it costs a microsecond.
 /// With one command at a time per client it does not pay: each of them waits for the worker.
 const YIELDS: u32 = 2;
+/// Sockets that a worker looks at before its lanes send what came. With many more, clients that wait for one reply each have all
+/// sent before the server hears of the first, and then have nothing to do until it answers; with few, every command costs more.
+const EVENTS: usize = 20;
 /// As many commands from one read are a pipeline.
 const PIPELINE: u32 = 4;
 
@@ -62,6 +65,7 @@ fn give_way() {
         (0..YIELDS).for_each(|_| std::thread::yield_now());
     }
 }
+
 /// Runs the current task again once the sockets have been looked at and other tasks have had their turn. (A task that
 /// only wakes itself is run again before that.)
 pub(super) fn later(cx: &mut Context<'_>) {
@@ -286,6 +290,7 @@ pub(super) fn spawn(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_park(give_way)
+        .max_io_events_per_tick(EVENTS)
         .build()
         .map_err(|cause| Error::new(Side::Gateway, "cannot start a worker").because(cause))?;
     std::thread::Builder::new()

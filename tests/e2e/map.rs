@@ -221,7 +221,8 @@ async fn a_prefix_of_its_own_on_a_shared_destination() {
     client.must(&["APPEND", "shop:bank:2", "!"]).await.unwrap();
     client.must(&["DEL", "shop:bank:1", "bank:1"]).await.unwrap();
     lab.rollback().await;
-    for (key, value) in [("bank:1", None), ("bank:2", Some("ours!")), ("bank:3", None), ("shop:bank:2", None)] {
+    for (key, value) in [("bank:1", None), ("bank:2", Some("ours!")), ("bank:3", None), ("shop:bank:2", None)]
+    {
         let found = lab.source.call(&["GET", key]).await.unwrap();
         assert_eq!(found.bytes(), value.map(str::as_bytes), "{key}");
     }

@@ -15,8 +15,8 @@ use crate::backfill::OWN_PREFIX;
 use crate::backfill::feeder::renamed;
 use crate::backfill::{Pace, Progress, Throttle};
 use crate::error::{Error, Side};
-use crate::mirror::{Mapping, Selection};
 use crate::mirror::expiry::padded;
+use crate::mirror::{Mapping, Selection};
 use crate::rdb::{Entry, Item, RawValue, ReadOptions, Reader, Stopped, Writer};
 use crate::server::{self, Capabilities};
 
@@ -156,7 +156,8 @@ impl Pass {
                     // One that cannot have its number there is refused with its first key.
                     let db = map.map_or(Ok(db), |map| map.db(db)).unwrap_or(db);
                     if u64::from(db) >= self.databases {
-                        let text = format!("it has {} databases, the source uses number {db}", self.databases);
+                        let text =
+                            format!("it has {} databases, the source uses number {db}", self.databases);
                         return Err(Unfit::new(text).into());
                     }
                     out.writer.select_db(db);

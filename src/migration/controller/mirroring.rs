@@ -17,7 +17,8 @@ use crate::migration::record::{self, Failure, Fence};
 use crate::migration::status::{ActiveSide, ErrorInfo, Phase};
 use crate::mirror::notes::Notes;
 use crate::mirror::{
-    BatchLimits, Direction, Mapping, Mirror, MirrorOptions, Position, Selection, Stage, Start, Trouble, make_writable,
+    BatchLimits, Direction, Mapping, Mirror, MirrorOptions, Position, Selection, Stage, Start, Trouble,
+    make_writable,
 };
 use crate::server::Endpoint;
 
