@@ -31,13 +31,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if global.json {
         output::json(&report);
     } else {
-        output::line(&text(&report, args.repair));
+        output::line(&text(&report));
     }
-    let left = differences.saturating_sub(number("repaired"));
+    let left = report.get("left").and_then(Json::as_u64).unwrap_or(differences);
     Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn text(report: &Json, repair: bool) -> String {
+fn text(report: &Json) -> String {
     let number = |key: &str| report.get(key).and_then(Json::as_u64).unwrap_or(0);
     let differences = report.get("difference_count").and_then(Json::as_u64).unwrap_or(0);
     let all = number("keys_a").max(number("keys_b"));
@@ -59,11 +59,17 @@ fn text(report: &Json, repair: bool) -> String {
         };
         out.push_str(&format!("  db{} {}: {}\n", field("db"), field("key"), field("what")));
     }
-    out.push_str(if repair {
-        "Next: `crossfade verify` again shows whether everything was repaired."
-    } else {
-        "Next: `crossfade verify --repair` copies what differs from the active side."
-    });
+    match (report.get("repaired").and_then(Json::as_u64), report.get("left").and_then(Json::as_u64)) {
+        (Some(repaired), Some(left)) => out.push_str(&match left {
+            0 => format!("{} keys copied from the active side; nothing differs any more.", output::count(repaired)),
+            left => format!(
+                "{} keys copied from the active side; {} STILL DIFFER: function libraries, values above 128 MiB, or keys that somebody else writes there.",
+                output::count(repaired),
+                output::count(left)
+            ),
+        }),
+        _ => out.push_str("Next: `crossfade verify --repair` copies what differs from the active side."),
+    }
     out
 }
 
@@ -75,11 +81,16 @@ mod tests {
     fn a_comparison_for_people() {
         let same =
             json!({"keys_a": 1000, "keys_b": 1000, "compared": 1000, "difference_count": 0, "seconds": 1.25});
-        assert_eq!(text(&same, false), "1 000 of 1 000 keys compared in 1.2 s: no differences.");
+        assert_eq!(text(&same), "1 000 of 1 000 keys compared in 1.2 s: no differences.");
         let differ = json!({"keys_a": 2, "keys_b": 1, "compared": 2, "difference_count": 1, "seconds": 0.0,
                             "differences": [{"db": 3, "key": "a", "kind": "missing-on-b", "what": "only the source has it"}]});
-        let text = text(&differ, false);
-        assert!(text.contains("1 DIFFER") && text.contains("db3 a: only the source has it"), "{text}");
-        assert!(text.contains("--repair"), "{text}");
+        let said = text(&differ);
+        assert!(said.contains("1 DIFFER") && said.contains("db3 a: only the source has it"), "{said}");
+        assert!(said.contains("--repair"), "{said}");
+        for (left, part) in [(0, "nothing differs any more"), (1, "1 STILL DIFFER")] {
+            let mut repaired = differ.clone();
+            (repaired["repaired"], repaired["left"]) = (json!(1), json!(left));
+            assert!(text(&repaired).contains(part), "{}", text(&repaired));
+        }
     }
 }

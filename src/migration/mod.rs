@@ -14,6 +14,7 @@ mod machine;
 mod precheck;
 mod progress;
 pub mod record;
+mod repair;
 mod run;
 pub mod status;
 mod switching;

@@ -214,6 +214,11 @@ impl Task {
                         return Ok(exit);
                     }
                 }
+                Event::Request(Request::CopyAnew { keys, reply }) => {
+                    if self.copy_anew(keys, reply)? {
+                        return Ok(Exit::Reopen);
+                    }
+                }
                 Event::Request(request) => {
                     if let Err(error) = self.serve(flow, request).await? {
                         return self.reopen(flow, error, false).await;

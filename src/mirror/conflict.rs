@@ -4,13 +4,16 @@
 //! applied. Either way the command is durable in the notes before anything else happens; then the configuration decides: the
 //! mirror stops, the command is left out, or its keys are copied anew ([`super::copying`]).
 
+use tokio::sync::oneshot;
+
+use super::Stage;
 use super::batch::{Batch, Collector, Named};
 use super::copying::{self, Stuck};
 use super::notes::{Failure, Failures, KeyAt};
 use super::run::{CopyingNow, End, Exit, Step, Task, unix_ms};
 use super::transform::Place;
 use crate::config::{OnConflict, OnError, OnUnsupported};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Side};
 
 impl Task {
     /// The destination refused a batch because of this command; `written` is the position there.
@@ -141,6 +144,21 @@ impl Task {
         Ok(())
     }
 
+    /// Keys are to be copied anew because somebody asked for it. True: applying has to begin again for that.
+    pub(super) fn copy_anew(&mut self, keys: Vec<Place>, reply: oneshot::Sender<Result<()>>) -> Result<bool> {
+        if self.state.stage != Stage::Live || self.is_hurried() {
+            let why = match self.is_hurried() {
+                true => "a switch is near",
+                false => "the mirror is not live",
+            };
+            let _ = reply.send(Err(Error::passing(Side::Gateway, why)));
+            return Ok(false);
+        }
+        self.notes.add_copies(keys.into_iter().map(|(db, key)| KeyAt { db, key: key.into_vec() }))?;
+        self.copy_waiters.push(reply);
+        Ok(true)
+    }
+
     /// More keys have to be copied together with those that are.
     pub(super) fn widen(&self, stuck: &Stuck) -> Step<()> {
         match stuck {
@@ -169,6 +187,9 @@ impl Task {
         self.notes.set_copies(&[])?;
         self.state.copied += copying.keys as u64;
         tracing::info!(keys = copying.keys, "copied anew");
+        for waiter in self.copy_waiters.drain(..) {
+            let _ = waiter.send(Ok(()));
+        }
         Ok(true)
     }
 

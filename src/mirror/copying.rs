@@ -34,7 +34,7 @@ use crate::server::{Capabilities, Client, Endpoint, Info, passes};
 /// Keys that are copied at once, at most: they are in memory until they are written.
 const KEYS: usize = 1000;
 /// Bytes of the largest of them, as the server counts them.
-const LARGEST: i64 = 128 << 20;
+pub const LARGEST: i64 = 128 << 20;
 /// For the answer with the values.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -179,6 +179,29 @@ pub fn places(args: &[&[u8]], db: u32) -> Result<Vec<(Place, bool)>, String> {
     Ok(found)
 }
 
+/// Those of the keys that are small enough to be copied anew.
+///
+/// # Errors
+/// The server cannot be reached.
+pub async fn small(from: &Endpoint, keys: &[Place]) -> Result<Vec<Place>> {
+    let mut client = Client::open(&Endpoint { db: 0, ..from.clone() }, Duration::from_secs(5)).await?;
+    let sizes = sizes(&mut client, keys).await?;
+    Ok(keys.iter().zip(sizes).filter(|(_, size)| *size <= LARGEST).map(|(key, _)| key.clone()).collect())
+}
+
+/// What keys take in memory, as far as the server tells: not before 4.0; then the timeout is the limit.
+async fn sizes(client: &mut Client, keys: &[Place]) -> Result<Vec<i64>> {
+    let (mut sizes, mut selected) = (Vec::with_capacity(keys.len()), 0);
+    for (db, key) in keys {
+        if *db != selected {
+            client.command(&["SELECT", &db.to_string()]).await?;
+            selected = *db;
+        }
+        sizes.push(client.call(&[&b"MEMORY"[..], b"USAGE", key]).await?.as_i64().unwrap_or(0));
+    }
+    Ok(sizes)
+}
+
 /// Takes the values of keys from the server whose stream is read, and the offset at which they are what they are. `replid`
 /// names that stream.
 ///
@@ -195,14 +218,7 @@ pub async fn take(from: &Endpoint, keys: &[Place], replid: Option<&str>) -> Resu
     let mut client = Client::open(&Endpoint { db: 0, ..from.clone() }, Duration::from_secs(5)).await?;
     client.set_timeout(TIMEOUT);
     let exact = Capabilities::probe(&mut client).await?.pexpiretime;
-    let mut selected = 0;
-    for (db, key) in keys {
-        if *db != selected {
-            client.command(&["SELECT", &db.to_string()]).await?;
-            selected = *db;
-        }
-        // Servers before 4.0 do not tell; then the timeout is the limit.
-        let size = client.call(&[&b"MEMORY"[..], b"USAGE", key]).await?.as_i64().unwrap_or(0);
+    for ((_, key), size) in keys.iter().zip(sizes(&mut client, keys).await?) {
         if size > LARGEST {
             let message = format!("key {:?} is too large to be copied anew", String::from_utf8_lossy(key));
             return Err(Error::new(side, message).remedy(remedy));

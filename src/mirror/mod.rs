@@ -361,6 +361,7 @@ enum Request {
     SettleLast { reply: oneshot::Sender<Result<()>> },
     Pad { reply: oneshot::Sender<Result<()>> },
     Resolve { resolution: Resolution, reply: oneshot::Sender<Result<()>> },
+    CopyAnew { keys: Vec<transform::Place>, reply: oneshot::Sender<Result<()>> },
 }
 
 /// A handle on a running mirror. Clones speak to the same one.
@@ -496,6 +497,14 @@ impl Mirror {
     pub async fn resolve(&self, resolution: Resolution) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(30);
         self.ask(deadline, |reply| Request::Resolve { resolution, reply }).await
+    }
+
+    /// Copies keys anew at their place in the order; returns when the destination has confirmed them.
+    ///
+    /// # Errors
+    /// The deadline passed (they are copied nevertheless), the mirror is not live, a switch is near, or the mirror stopped.
+    pub async fn copy_anew(&self, keys: Vec<transform::Place>, deadline: Instant) -> Result<()> {
+        self.ask(deadline, |reply| Request::CopyAnew { keys, reply }).await
     }
 
     /// Ends the mirror: the batch on its way is answered (for up to five seconds), the position stays on the

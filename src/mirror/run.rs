@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -108,6 +108,8 @@ pub(super) struct Task {
     pub(super) left_out: HashSet<Vec<u8>>,
     /// Keys are being copied anew.
     pub(super) copying: Option<CopyingNow>,
+    /// Who waits for keys that are copied anew.
+    pub(super) copy_waiters: Vec<oneshot::Sender<Result<()>>>,
     /// The offset that the destination holds: for the source's ACK, and for whoever waits.
     pub(super) applied: watch::Sender<u64>,
     publish: watch::Sender<MirrorState>,
@@ -183,6 +185,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         each_by_itself: false,
         left_out: HashSet::new(),
         copying: None,
+        copy_waiters: Vec::new(),
         applied,
         publish,
         state,
@@ -555,6 +558,9 @@ impl Task {
 
     /// Stays failed until somebody resolves the failure, or resumes a mirror that has none.
     async fn wait_for_help(&mut self, error: &Error) -> Step<()> {
+        for waiter in self.copy_waiters.drain(..) {
+            let _ = waiter.send(Err(Error::new(error.side, error.message.clone())));
+        }
         self.paused.mark_unchanged();
         loop {
             let request = tokio::select! {
@@ -663,7 +669,10 @@ pub(super) fn refuse(request: Request, why: &str) {
     match request {
         Request::Engage { reply, .. } => drop(reply.send(Err(error()))),
         Request::Settle { reply, .. } => drop(reply.send(Err(error()))),
-        Request::SettleLast { reply } | Request::Pad { reply } | Request::Resolve { reply, .. } => {
+        Request::SettleLast { reply }
+        | Request::Pad { reply }
+        | Request::Resolve { reply, .. }
+        | Request::CopyAnew { reply, .. } => {
             drop(reply.send(Err(error())));
         }
     }

@@ -27,7 +27,8 @@
 //! it pays, values are compared by their `DUMP` payload first, and read by type only where that differs.
 //! What is large (by `MEMORY USAGE`, or by length before 4.0) is read in chunks: never a whole large value in
 //! memory. While clients write, the two sides are read at different moments; so keys that differ are compared
-//! again, after a pause, for as many rounds as asked, and only what still differs is reported.
+//! again, after a pause, for as many rounds as asked, and only what still differs is reported. The last hundreds are looked at many times,
+//! the second server some milliseconds later than the first: a key that is written all the time is the same on both sides only then.
 
 mod batch;
 mod large;
@@ -114,6 +115,12 @@ pub struct Report {
     pub difference_count: u64,
     /// The first of them.
     pub differences: Vec<Difference>,
+    /// Keys that were copied anew, when that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<u64>,
+    /// Differences that were left after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<u64>,
     /// Rounds that it took.
     pub rounds: u32,
     /// How long it took.
@@ -156,6 +163,10 @@ pub enum Kind {
 
 /// Keys that a later round compares again; what is beyond is reported as it was found first.
 const MOST_SUSPECTS: usize = 100_000;
+
+/// So many that still differ get so many more chances.
+const FEW: usize = 500;
+const CHANCES: u64 = 24;
 
 /// What the workers share.
 struct Shared {
@@ -274,11 +285,7 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
         let judged = again(&mut pair, &unjudged, &shared).await?;
         suspects.extend(judged);
     }
-    while !suspects.is_empty() && report.rounds < shared.options.rounds {
-        tokio::time::sleep(shared.options.delay).await;
-        suspects = again(&mut pair, &suspects, &shared).await?;
-        report.rounds += 1;
-    }
+    suspects = settle(&mut pair, suspects, &shared, &mut report.rounds).await?;
     let libraries = libraries(&mut pair).await?;
 
     report.keys_a = keys_a.load(Ordering::Relaxed);
@@ -289,6 +296,49 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
     report.differences.truncate(shared.options.listed);
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Compares only these keys, for as many rounds as for all of them; answers how many differ.
+///
+/// # Errors
+/// As [`compare`].
+pub async fn compare_keys<'a>(
+    a: &Endpoint,
+    b: &Endpoint,
+    options: VerifyOptions,
+    keys: impl Iterator<Item = &'a Difference>,
+) -> Result<u64> {
+    let shared = Shared { by_dump: AtomicBool::new(true), compared: AtomicU64::new(0), options };
+    let suspects: Suspects = keys.map(|found| ((found.db, found.raw_key.clone()), None)).collect();
+    let mut pair = open_pair(a, b, &shared.options).await?;
+    let suspects = again(&mut pair, &suspects, &shared).await?;
+    Ok(settle(&mut pair, suspects, &shared, &mut 1).await?.len() as u64)
+}
+
+/// Compares suspects again until none differs or the rounds are over. Some that still differ may be keys that are written all the
+/// time: they get more chances to be seen at moments that belong together, since a mirror is always a little behind.
+async fn settle(
+    pair: &mut Pair,
+    mut suspects: Suspects,
+    shared: &Shared,
+    round: &mut u32,
+) -> Result<Suspects> {
+    while !suspects.is_empty() && *round < shared.options.rounds {
+        tokio::time::sleep(shared.options.delay).await;
+        suspects = again(pair, &suspects, shared).await?;
+        *round += 1;
+    }
+    if shared.options.rounds > 1 && suspects.len() <= FEW {
+        for chance in 0..CHANCES {
+            if suspects.is_empty() {
+                break;
+            }
+            pair.b.late = Duration::from_millis(chance % 8);
+            suspects = again(pair, &suspects, shared).await?;
+        }
+        pair.b.late = Duration::ZERO;
+    }
+    Ok(suspects)
 }
 
 /// A connection to either server.

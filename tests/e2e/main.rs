@@ -47,6 +47,7 @@ mod large_values;
 mod map;
 mod one_node;
 mod redis_rs;
+mod repair;
 mod replica_load;
 mod throttle;
 mod tools;

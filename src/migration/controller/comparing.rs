@@ -5,6 +5,7 @@ use crate::cutover::verdict::Verification;
 use crate::error::{Error, Result, Side};
 use crate::migration::handle::{Answer, VerifyRequest};
 use crate::migration::record::Intent;
+use crate::migration::repair;
 use crate::migration::status::Phase;
 use crate::verify;
 
@@ -24,13 +25,6 @@ impl Controller {
             let _ = answer.send(refused("a comparison is under way", "wait for it to end"));
             return;
         }
-        if request.repair {
-            let _ = answer.send(refused(
-                "--repair is not in this version",
-                "compare without it; `crossfade abort` and `start` copy everything anew",
-            ));
-            return;
-        }
         if matches!(
             self.machine.phase(),
             Phase::Snapshot | Phase::CatchingUp | Phase::CuttingOver | Phase::RollingBack
@@ -42,6 +36,17 @@ impl Controller {
             ));
             return;
         }
+        let repair = match (&self.running, self.machine.phase()) {
+            _ if !request.repair => None,
+            (Some(running), Phase::Mirroring | Phase::CutOver) => Some(running.mirror.clone()),
+            _ => {
+                let _ = answer.send(refused(
+                    "there is no live mirror that could copy what differs",
+                    "`crossfade start` or `crossfade resume`, and wait until it is mirroring",
+                ));
+                return;
+            }
+        };
         let (select, map) = self.chosen(active);
         let options = verify::VerifyOptions {
             rounds: request.rounds.unwrap_or(self.config.verify.rounds),
@@ -51,14 +56,23 @@ impl Controller {
             map,
             ..verify::VerifyOptions::default()
         };
-        let task = tokio::spawn(async move { verify::compare(&a, &b, options).await });
+        let policy = self.config.snapshot.on_existing_key;
+        let task = tokio::spawn(async move {
+            let Some(mirror) = repair else { return verify::compare(&a, &b, options).await };
+            let listed = options.listed;
+            let all = verify::VerifyOptions { listed: usize::MAX, ..options.clone() };
+            let mut report = verify::compare(&a, &b, all).await?;
+            repair::run(&mirror, &a, &b, policy, options, &mut report).await?;
+            report.differences.truncate(listed);
+            Ok(report)
+        });
         self.verifying = Some(Verifying { task, answer });
     }
 
     pub(super) fn verified(&mut self, outcome: Result<verify::Report>) {
         let Some(verifying) = self.verifying.take() else { return };
         if let Ok(report) = &outcome {
-            self.verification = Verification::Differences(report.difference_count);
+            self.verification = Verification::Differences(report.left.unwrap_or(report.difference_count));
             tracing::info!(
                 compared = report.compared,
                 differences = report.difference_count,
