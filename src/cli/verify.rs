@@ -63,7 +63,7 @@ fn text(report: &Json) -> String {
         (Some(repaired), Some(left)) => out.push_str(&match left {
             0 => format!("{} keys copied from the active side; nothing differs any more.", output::count(repaired)),
             left => format!(
-                "{} keys copied from the active side; {} STILL DIFFER: function libraries, values above 128 MiB, or keys that somebody else writes there.",
+                "{} keys copied from the active side; {} STILL DIFFER: function libraries, values above 128 MiB, what somebody else writes there, or keys that were written all the time. `crossfade verify` names them.",
                 output::count(repaired),
                 output::count(left)
             ),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -76,8 +75,6 @@ pub(crate) struct Link {
     db: Option<u32>,
     pub(crate) can: Abilities,
     padded: bool,
-    /// Every question is asked so much later.
-    pub(crate) late: Duration,
 }
 
 impl Link {
@@ -105,7 +102,7 @@ impl Link {
             .as_ref()
             .filter(|_| on == On::B)
             .map(|map| Names { there: Arc::clone(map), back: map.turned_round() });
-        Ok(Self { client, names, db: None, can, padded: on == On::B && options.padded, late: Duration::ZERO })
+        Ok(Self { client, names, db: None, can, padded: on == On::B && options.padded })
     }
 
     /// The server's answer makes no sense.
@@ -125,7 +122,6 @@ impl Link {
         if commands.count == 0 {
             return Ok(Vec::new());
         }
-        self.wait().await;
         let values = match &self.names {
             None => self.client.pipeline(&commands.bytes, commands.count).await?,
             Some(names) => {
@@ -142,18 +138,11 @@ impl Link {
             Some(names) => names.there.command(args).map_err(|why| self.nameless(why))?,
             None => None,
         };
-        self.wait().await;
         let Some(bytes) = renamed else { return self.client.command(args).await };
         match self.client.pipeline(&bytes, 1).await?.pop() {
             Some(Value::Error(text)) => Err(self.refused(&args[0].escape_ascii().to_string(), &text)),
             Some(value) => Ok(value),
             None => Err(self.odd("a command")),
-        }
-    }
-
-    async fn wait(&self) {
-        if !self.late.is_zero() {
-            tokio::time::sleep(self.late).await;
         }
     }
 

@@ -27,8 +27,7 @@
 //! it pays, values are compared by their `DUMP` payload first, and read by type only where that differs.
 //! What is large (by `MEMORY USAGE`, or by length before 4.0) is read in chunks: never a whole large value in
 //! memory. While clients write, the two sides are read at different moments; so keys that differ are compared
-//! again, after a pause, for as many rounds as asked, and only what still differs is reported. The last hundreds are looked at many times,
-//! the second server some milliseconds later than the first: a key that is written all the time is the same on both sides only then.
+//! again, after a pause, for as many rounds as asked, and only what still differs is reported.
 
 mod batch;
 mod large;
@@ -163,10 +162,6 @@ pub enum Kind {
 
 /// Keys that a later round compares again; what is beyond is reported as it was found first.
 const MOST_SUSPECTS: usize = 100_000;
-
-/// So many that still differ get so many more chances.
-const FEW: usize = 500;
-const CHANCES: u64 = 24;
 
 /// What the workers share.
 struct Shared {
@@ -315,8 +310,7 @@ pub async fn compare_keys<'a>(
     Ok(settle(&mut pair, suspects, &shared, &mut 1).await?.len() as u64)
 }
 
-/// Compares suspects again until none differs or the rounds are over. Some that still differ may be keys that are written all the
-/// time: they get more chances to be seen at moments that belong together, since a mirror is always a little behind.
+/// Compares suspects again until none differs or the rounds are over.
 async fn settle(
     pair: &mut Pair,
     mut suspects: Suspects,
@@ -327,16 +321,6 @@ async fn settle(
         tokio::time::sleep(shared.options.delay).await;
         suspects = again(pair, &suspects, shared).await?;
         *round += 1;
-    }
-    if shared.options.rounds > 1 && suspects.len() <= FEW {
-        for chance in 0..CHANCES {
-            if suspects.is_empty() {
-                break;
-            }
-            pair.b.late = Duration::from_millis(chance % 8);
-            suspects = again(pair, &suspects, shared).await?;
-        }
-        pair.b.late = Duration::ZERO;
     }
     Ok(suspects)
 }
