@@ -48,10 +48,10 @@ fn a_wrong_key_names_its_line_and_the_nearest_one() {
 
 #[test]
 fn a_key_without_a_function_yet_is_refused() {
-    let (code, _, error) = with_file("[source]\nurl = 'redis://a'\n[map]\ndatabases = { 0 = 1 }\n", &["run"]);
+    let (code, _, error) = with_file("[source]\nurl = 'redis://a'\n[shadow]\nsample = 0.5\n", &["run"]);
     assert_eq!(code, 2);
     insta::assert_snapshot!(error, @r"
-    crossfade: [map] is not in this version
+    crossfade: [shadow] is not in this version
       what to do: take it out
     ");
 }

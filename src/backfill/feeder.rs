@@ -16,6 +16,7 @@ use super::{LoadOptions, OWN_PREFIX, cancelled};
 use crate::error::{Error, Result, Side};
 use crate::mirror::Mapping;
 use crate::mirror::expiry::padded;
+use crate::mirror::kinds::of_number;
 use crate::rdb::{self, Entry, Item, RdbError, ReadOptions, Reader, Stopped, What};
 
 /// A value of more bytes than this is encoded only when there is room in the budget.
@@ -130,7 +131,9 @@ fn feed<R: Read>(
 ) -> Result<(), Ended> {
     let mut batches = 0;
     let select = plan.select.as_deref();
-    let outside = |db, key: &[u8]| select.is_some_and(|select| !select.keeps(db, key));
+    let outside = |db, key: &[u8], type_id| {
+        select.is_some_and(|select| !select.keeps(db, key) || !select.keeps_type(of_number(type_id)))
+    };
     let map = plan.map.as_deref();
     loop {
         if lanes.sent != batches {
@@ -140,8 +143,8 @@ fn feed<R: Read>(
         let Some(item) = reader.next_item()? else { break };
         let out = &mut |batch| lanes.send(batch);
         match item {
-            Item::Entry(entry) if outside(entry.db, entry.key) => {}
-            Item::Big(entry) if outside(entry.db, &entry.key) => {}
+            Item::Entry(entry) if outside(entry.db, entry.key, entry.value.type_id) => {}
+            Item::Big(entry) if outside(entry.db, &entry.key, entry.type_id) => {}
             Item::SelectDb(db) if select.is_some_and(|select| !select.keeps_db(db)) => {}
             Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => fed.own_keys += 1,
             Item::Entry(entry) => {

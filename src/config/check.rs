@@ -155,6 +155,7 @@ fn filter(file: file::Filter) -> Result<Filter> {
         include_keys: file.include_keys,
         exclude_keys: file.exclude_keys,
         databases: file.databases,
+        types: file.types,
         exclude_commands,
     })
 }

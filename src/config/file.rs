@@ -437,7 +437,28 @@ pub(super) struct Filter {
     pub(super) include_keys: Vec<Pattern>,
     pub(super) exclude_keys: Vec<Pattern>,
     pub(super) databases: Vec<u32>,
+    pub(super) types: Vec<ValueType>,
     pub(super) exclude_commands: Vec<String>,
+}
+
+/// A type of values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValueType {
+    /// Strings, also as counters, bitmaps and HyperLogLogs.
+    String,
+    /// Lists.
+    List,
+    /// Sets.
+    Set,
+    /// Sorted sets, also with coordinates.
+    Zset,
+    /// Hashes.
+    Hash,
+    /// Streams.
+    Stream,
+    /// Everything else: values of modules, vector sets, arrays.
+    Module,
 }
 
 /// `[map]`: what gets another name on the destination.

@@ -22,7 +22,7 @@ use serde::Serialize;
 pub use check::is_loopback;
 pub use file::{
     FeedChoice, FeedFrom, File, KeyCase, OnConflict, OnError, OnExistingKey, OnUnsupported, SnapshotMethod,
-    Throttle,
+    Throttle, ValueType,
 };
 pub use pattern::Pattern;
 
@@ -168,6 +168,8 @@ pub struct Filter {
     pub exclude_keys: Vec<Pattern>,
     /// Databases that are copied; none: all of them.
     pub databases: Vec<u32>,
+    /// Types of values that are copied; none: all of them.
+    pub types: Vec<ValueType>,
     /// Commands of the stream that are left out, in lower case.
     pub exclude_commands: Vec<String>,
 }
@@ -180,7 +182,12 @@ impl Filter {
 
     /// Whether it chooses among the keys of a database.
     pub fn has_keys(&self) -> bool {
-        !(self.include_keys.is_empty() && self.exclude_keys.is_empty())
+        !(self.include_keys.is_empty() && self.exclude_keys.is_empty() && self.types.is_empty())
+    }
+
+    /// Whether values of a type are copied.
+    pub fn keeps_type(&self, kind: ValueType) -> bool {
+        self.types.is_empty() || self.types.contains(&kind)
     }
 
     /// Whether anything of a database is copied.

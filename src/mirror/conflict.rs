@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::Stage;
 use super::batch::{Batch, Collector, Named};
 use super::copying::{self, Stuck};
+use super::kinds::of_number;
 use super::notes::{Failure, Failures, KeyAt};
 use super::run::{CopyingNow, End, Exit, Step, Task, unix_ms};
 use super::transform::Place;
@@ -132,7 +133,8 @@ impl Task {
                     let error = Error::passing(self.options.from.side, what);
                     self.wait_out(error, self.options.retry.connection).await?;
                 }
-                Ok(copying) => {
+                Ok(mut copying) => {
+                    self.leave_types_out(&mut copying);
                     self.copying = Some(CopyingNow { keys: keys.len(), replid });
                     break copying;
                 }
@@ -142,6 +144,17 @@ impl Task {
         tracing::info!(keys = keys.len(), until = copying.until, "keys are copied anew");
         collector.copy(copying);
         Ok(())
+    }
+
+    /// A value of a type that is not copied counts as none.
+    fn leave_types_out(&self, copying: &mut copying::Copying) {
+        let Some(select) = self.options.select.as_ref().filter(|select| select.has_types()) else { return };
+        for taken in &mut copying.taken {
+            let kind = taken.value.as_ref().and_then(|value| value.payload.first()).map(|id| of_number(*id));
+            if kind.is_some_and(|kind| !select.keeps_type(kind)) {
+                taken.value = None;
+            }
+        }
     }
 
     /// Keys are to be copied anew because somebody asked for it. True: applying has to begin again for that.

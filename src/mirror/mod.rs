@@ -46,6 +46,7 @@ pub mod decode;
 pub mod expiry;
 mod governor;
 mod heartbeat;
+pub mod kinds;
 mod limits;
 pub mod link;
 mod load;

@@ -9,13 +9,18 @@
 //! source sends as text), or where it would change what is outside (FLUSHALL on a destination that had keys of its own), the mirror stops
 //! and names it.
 //!
+//! With types, the command tells by itself which type it works on ([`super::kinds`]): one of a type that is not copied is left out, or, where it
+//! overwrites, removes what the destination has of that key. What depends on the values (RENAME, RESTORE, a SORT that stores) has its keys
+//! copied anew too, and a value of a type that is not copied counts as none.
+//!
 //! Patterns go by the names of the source. On the way back, what has no name there ([`super::map`]) is outside too, where the destination
 //! has keys of its own; where it has not, the mirror stops at such a key.
 
 use super::copying::places;
+use super::kinds::{Works, works};
 use super::map::Mapping;
 use super::transform::{Place, is_own};
-use crate::config::Filter;
+use crate::config::{Filter, ValueType};
 use crate::resp::write;
 
 /// What is copied.
@@ -111,6 +116,9 @@ impl Selection {
             Err(why) => return Verdict::Stop(why),
         };
         let inside = |place: &Place| self.keeps(place.0, &place.1) || is_own(&place.1);
+        if let Some(verdict) = self.by_type(name, &places) {
+            return verdict;
+        }
         if places.iter().all(|(place, _)| inside(place)) {
             return Verdict::Pass;
         }
@@ -138,6 +146,41 @@ impl Selection {
         Verdict::Instead(out)
     }
 
+    /// Whether values of a type are copied.
+    pub fn keeps_type(&self, kind: ValueType) -> bool {
+        self.filter.keeps_type(kind)
+    }
+
+    /// Whether it chooses by the types of values.
+    pub fn has_types(&self) -> bool {
+        !self.filter.types.is_empty()
+    }
+
+    /// What becomes of a command on account of the types that it works on, when that is not what its keys say.
+    fn by_type(&self, name: &[u8], places: &[(Place, bool)]) -> Option<Verdict> {
+        let ours = |(place, written): &&(Place, bool)| {
+            *written && self.keeps(place.0, &place.1) && !is_own(&place.1)
+        };
+        let changed: Vec<Place> = places.iter().filter(ours).map(|(place, _)| place.clone()).collect();
+        if !self.has_types() || changed.is_empty() {
+            return None;
+        }
+        match works(name) {
+            Some(Works::OnAny) => None,
+            Some(Works::On(kind) | Works::Becomes(kind)) if self.keeps_type(kind) => None,
+            Some(Works::On(_)) => Some(Verdict::Drop),
+            // Of what was there before, the destination may have something.
+            Some(Works::Becomes(_)) => {
+                let mut words: Vec<&[u8]> = vec![b"DEL"];
+                words.extend(changed.iter().map(|(_, key)| &**key));
+                let mut out = Vec::new();
+                write::command(&mut out, &words);
+                Some(Verdict::Instead(out))
+            }
+            None => Some(Verdict::Copy(changed)),
+        }
+    }
+
     fn not_alone(&self, name: &[u8]) -> Verdict {
         Verdict::Stop(format!(
             "{} would also remove what the destination holds of its own",
@@ -157,6 +200,7 @@ mod tests {
             include_keys: patterns(include),
             exclude_keys: patterns(exclude),
             databases: databases.to_vec(),
+            types: Vec::new(),
             exclude_commands: vec!["publish".into()],
         };
         Selection::new(&filter, alone).unwrap()
@@ -207,6 +251,40 @@ mod tests {
         let beside = selection(&["user:*"], &[], &[], false);
         assert!(matches!(judged(&beside, "FLUSHALL", 0), Verdict::Stop(_)));
         assert!(matches!(judged(&beside, "FLUSHDB", 0), Verdict::Stop(_)));
+    }
+
+    #[test]
+    fn types_inside_and_outside() {
+        let mut two = selection(&[], &["tmp:*"], &[], true);
+        two.filter.types = vec![ValueType::List, ValueType::Zset];
+        for (line, verdict) in [
+            ("RPUSH a 1", Verdict::Pass),
+            ("LMOVE a b LEFT RIGHT", Verdict::Pass),
+            ("ZADD z 1 m", Verdict::Pass),
+            ("ZRANGESTORE d z 0 1", Verdict::Pass),
+            ("DEL a b", Verdict::Pass),
+            ("PEXPIREAT a 5", Verdict::Pass),
+            ("SET crossfade:x v", Verdict::Pass),
+            ("SET a v", instead("DEL a")),
+            ("MSET a v tmp:b v c v", instead("DEL a c")),
+            ("SUNIONSTORE d s t", instead("DEL d")),
+            ("BITOP NOT d a", instead("DEL d")),
+            ("INCR a", Verdict::Drop),
+            ("HSET h f v", Verdict::Drop),
+            ("XADD x 1-1 f v", Verdict::Drop),
+            ("SADD tmp:s m", Verdict::Drop),
+            ("RENAME a b", copies(&["a", "b"])),
+            ("COPY a b", copies(&["b"])),
+            ("RESTORE a 0 x", copies(&["a"])),
+            ("SORT a STORE d", copies(&["d"])),
+            ("ZUNIONSTORE d 2 s z", copies(&["d"])),
+            ("ZUNIONSTORE tmp:d 2 s z", Verdict::Drop),
+            ("FLUSHALL", Verdict::Pass),
+        ] {
+            assert_eq!(judged(&two, line, 0), verdict, "{line}");
+        }
+        assert!(matches!(judged(&two, "EVAL return 1 a", 0), Verdict::Stop(_)));
+        assert!(matches!(judged(&two, "NOBODYKNOWS a", 0), Verdict::Stop(_)));
     }
 
     #[test]

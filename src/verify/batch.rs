@@ -13,6 +13,8 @@ use super::link::{Commands, Link};
 use super::typed::{self, Type};
 use super::{Difference, Kind, Pair, Shared, large};
 use crate::error::Result;
+use crate::mirror::Selection;
+use crate::mirror::kinds::of_name;
 use crate::resp::value::Value;
 
 /// Bytes of replies in one round trip, as far as sizes are known beforehand.
@@ -37,7 +39,13 @@ pub(super) async fn compare(
     shared: &Shared,
 ) -> Result<Vec<Difference>> {
     tokio::try_join!(pair.a.select(db), pair.b.select(db))?;
-    let (a, b) = tokio::try_join!(metas(&mut pair.a, keys), metas(&mut pair.b, keys))?;
+    let (mut a, mut b) = tokio::try_join!(metas(&mut pair.a, keys), metas(&mut pair.b, keys))?;
+    if let Some(select) = shared.options.select.as_ref().filter(|select| select.has_types()) {
+        tokio::try_join!(
+            leave_types_out(&mut pair.a, keys, &mut a, select),
+            leave_types_out(&mut pair.b, keys, &mut b, select)
+        )?;
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let alive = |meta: &Meta| meta.present && meta.expires.is_none_or(|at| at > now);
 
@@ -163,6 +171,23 @@ async fn metas(link: &mut Link, keys: &[Bytes]) -> Result<Vec<Meta>> {
         });
     }
     Ok(metas)
+}
+
+/// A key of a type that is not compared counts as none.
+async fn leave_types_out(
+    link: &mut Link,
+    keys: &[Bytes],
+    metas: &mut [Meta],
+    select: &Selection,
+) -> Result<()> {
+    let mut questions = Commands::default();
+    for key in keys {
+        questions.add(&[b"TYPE", key]);
+    }
+    for (meta, answer) in metas.iter_mut().zip(link.ask(&questions).await?) {
+        meta.present &= select.keeps_type(of_name(answer.as_str().unwrap_or_default()));
+    }
+    Ok(())
 }
 
 /// Those of the keys whose payloads are not the same.

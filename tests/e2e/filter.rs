@@ -170,3 +170,115 @@ async fn a_flush_beside_keys_of_the_destination_stops_and_can_be_left_out() {
         assert_eq!(lab.destination.call(&["GET", key]).await.unwrap().number(), Some(value), "{key}");
     }
 }
+
+/// A key by its type; keys of other types are not there.
+async fn of_types(server: &Server, types: &[&str]) -> Vec<String> {
+    let mut client = server.connect().await.unwrap();
+    let mut found = Vec::new();
+    for key in client.must(&["KEYS", "*"]).await.unwrap().items() {
+        let key = key.brief();
+        let kind = client.must(&["TYPE", &key]).await.unwrap().brief();
+        if !key.starts_with("crossfade:") && types.contains(&kind.as_str()) {
+            let value = client.must(&["DEBUG", "DIGEST-VALUE", &key]).await.unwrap();
+            found.push(format!("{key} {kind} {}", value.items()[0].brief()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Keys of all types, and keys that change theirs, in every way in which that can be done.
+async fn write_types(client: &mut Connection, round: usize) {
+    let k = round % 12;
+    let lines = [
+        format!("SET s:{round} {round}"),
+        format!("APPEND s:{k} x"),
+        format!("RPUSH l:{k} {round}"),
+        format!("HSET h:{k} f {round}"),
+        format!("SADD set:{k} {round}"),
+        format!("ZADD z:{k} {round} m:{round}"),
+        format!("XADD x:{k} * f {round}"),
+        format!("PEXPIRE h:{k} 900000"),
+        // From inside to outside, and back.
+        format!("DEL turns:{k}"),
+        format!("HSET turns:{k} f 1"),
+        format!("SET turns:{k} outside"),
+        format!("SET over:{k} outside"),
+        format!("DEL over:{k}"),
+        format!("RPUSH over:{k} a {round}"),
+        format!("RPUSH from:{k} a"),
+        format!("SET to:{k} outside"),
+        format!("RENAME from:{k} to:{k}"),
+        format!("SET from:{k} outside"),
+        format!("DEL into:{k}"),
+        format!("RPUSH into:{k} a"),
+        format!("RENAME from:{k} into:{k}"),
+        format!("COPY h:{k} copied:{k} REPLACE"),
+        format!("COPY s:{k} h:{} REPLACE", (k + 5) % 12),
+        format!("DEL h:{}", (k + 5) % 12),
+        format!("SORT l:{k} ALPHA STORE sorted:{k}"),
+        format!("SUNIONSTORE sorted:{} set:{k}", (k + 3) % 12),
+        format!("ZUNIONSTORE z:all 2 z:{k} set:{k}"),
+        format!("MSET over:m:{k} 1 l:{} 2", (k + 7) % 12),
+        format!("DEL l:{}", (k + 7) % 12),
+        format!("LMOVE l:{k} l:other LEFT RIGHT"),
+    ];
+    for line in &lines {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    let dump = client.must(&["DUMP", &format!("h:{k}")]).await.unwrap();
+    let restored = format!("restored:{k}");
+    let args = [b"RESTORE", restored.as_bytes(), b"0", dump.bytes().unwrap(), b"REPLACE"];
+    client.must(&args).await.unwrap();
+}
+
+async fn types(method: &str) {
+    let config =
+        format!("[filter]\ntypes = [\"list\", \"hash\", \"stream\"]\n[snapshot]\nmethod = \"{method}\"\n");
+    let mut lab = Setup::new().config(&config).build().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    for round in 0..30 {
+        write_types(&mut client, round).await;
+    }
+    lab.gateway.begin().await.unwrap();
+    for round in 30..60 {
+        write_types(&mut client, round).await;
+    }
+    let status = lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    assert_eq!(status["snapshot"]["method"] == "replication", method == "auto", "{status}");
+    for round in 60..75 {
+        write_types(&mut client, round).await;
+    }
+    lab.in_step().await;
+    let (inside, all) = (["list", "hash", "stream"], ["string", "list", "set", "zset", "hash", "stream"]);
+    let expected = of_types(&lab.source, &inside).await;
+    assert!(expected.len() > 60, "{}", expected.len());
+    assert_eq!(of_types(&lab.destination, &all).await, expected);
+    let report = lab.gateway.order("verify", &serde_json::json!({})).await.unwrap();
+    assert_eq!(report["difference_count"], 0, "{report}");
+    let others = of_types(&lab.source, &["string", "set", "zset"]).await;
+
+    let known = serde_json::json!({"clients_know_the_map": true});
+    lab.gateway.order("cutover", &known).await.unwrap();
+    for n in 0..20 {
+        for line in
+            [format!("SET late:{n} 1"), format!("RPUSH late:l:{n} 2"), format!("HSET h:{} g 1", n % 12)]
+        {
+            client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+        }
+    }
+    lab.in_step().await;
+    assert_eq!(of_types(&lab.source, &["string", "set", "zset"]).await, others, "these are the source's own");
+    assert_eq!(of_types(&lab.source, &inside).await, of_types(&lab.destination, &inside).await);
+    lab.rollback().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn types_as_a_replica() {
+    types("auto").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn types_by_commands() {
+    types("commands").await;
+}

@@ -16,6 +16,7 @@ use crate::backfill::feeder::renamed;
 use crate::backfill::{Pace, Progress, Throttle};
 use crate::error::{Error, Side};
 use crate::mirror::expiry::padded;
+use crate::mirror::kinds::of_number;
 use crate::mirror::{Mapping, Selection};
 use crate::rdb::{Entry, Item, RawValue, ReadOptions, Reader, Stopped, Writer};
 use crate::server::{self, Capabilities};
@@ -111,7 +112,9 @@ impl Pass {
         let progress = &self.progress;
         let select = self.select.as_deref();
         let map = self.map.as_deref();
-        let outside = |db, key: &[u8]| select.is_some_and(|select| !select.keeps(db, key));
+        let outside = |db, key: &[u8], type_id| {
+            select.is_some_and(|select| !select.keeps(db, key) || !select.keeps_type(of_number(type_id)))
+        };
         loop {
             if out.writer.bytes().len() >= PIECE {
                 out.flush()?;
@@ -120,8 +123,8 @@ impl Pass {
             }
             let Some(item) = reader.next_item().map_err(unreadable)? else { break };
             match item {
-                Item::Entry(entry) if outside(entry.db, entry.key) => {}
-                Item::Big(entry) if outside(entry.db, &entry.key) => {}
+                Item::Entry(entry) if outside(entry.db, entry.key, entry.value.type_id) => {}
+                Item::Big(entry) if outside(entry.db, &entry.key, entry.type_id) => {}
                 Item::SelectDb(db) if select.is_some_and(|select| !select.keeps_db(db)) => {}
                 Item::Entry(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,
                 Item::Big(entry) if entry.key.starts_with(OWN_PREFIX) => served.own_keys += 1,

@@ -1,0 +1,95 @@
+//! Of which type the values are that a command works on, and those of a snapshot: for a `[filter]` that chooses by type.
+//!
+//! What a command that is not listed here leaves behind is looked at on the server itself.
+
+use crate::config::ValueType;
+use crate::rdb;
+
+/// What a command tells of the type of what it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Works {
+    /// It changes values of this type and makes new ones; to others the server says WRONGTYPE.
+    On(ValueType),
+    /// It puts a value of this type in the place of whatever was there. What it reads is of the same type.
+    Becomes(ValueType),
+    /// It does the same to all types, and nothing to a key that is not there.
+    OnAny,
+}
+
+/// What a command works on; `None`: that depends.
+pub fn works(name: &[u8]) -> Option<Works> {
+    use ValueType::{Hash, List, Module, Set, Stream, String, Zset};
+    use Works::{Becomes, On, OnAny};
+    let name = name.to_ascii_lowercase();
+    Some(match &name[..] {
+        b"set" | b"setex" | b"psetex" | b"getset" | b"mset" | b"msetex" | b"bitop" => Becomes(String),
+        b"append" | b"incr" | b"decr" | b"incrby" | b"decrby" | b"incrbyfloat" | b"setrange" | b"setbit"
+        | b"bitfield" | b"setnx" | b"msetnx" | b"pfadd" | b"pfmerge" => On(String),
+        b"lpush" | b"rpush" | b"lpushx" | b"rpushx" | b"linsert" | b"lset" | b"lrem" | b"ltrim" | b"lpop"
+        | b"rpop" | b"lmpop" | b"lmove" | b"rpoplpush" => On(List),
+        b"sunionstore" | b"sinterstore" | b"sdiffstore" => Becomes(Set),
+        b"sadd" | b"srem" | b"spop" | b"smove" => On(Set),
+        b"zrangestore" | b"geosearchstore" | b"georadius" | b"georadiusbymember" => Becomes(Zset),
+        b"zadd" | b"zincrby" | b"zrem" | b"zremrangebyrank" | b"zremrangebyscore" | b"zremrangebylex"
+        | b"zpopmin" | b"zpopmax" | b"zmpop" | b"geoadd" => On(Zset),
+        b"hset" | b"hmset" | b"hsetnx" | b"hdel" | b"hincrby" | b"hincrbyfloat" | b"hexpire"
+        | b"hpexpire" | b"hexpireat" | b"hpexpireat" | b"hpersist" | b"hsetex" | b"hgetex" | b"hgetdel" => {
+            On(Hash)
+        }
+        b"xadd" | b"xdel" | b"xtrim" | b"xgroup" | b"xsetid" | b"xack" | b"xclaim" | b"xautoclaim"
+        | b"xackdel" | b"xdelex" | b"xreadgroup" => On(Stream),
+        b"vadd" | b"vrem" | b"vsetattr" => On(Module),
+        b"del" | b"unlink" | b"expire" | b"pexpire" | b"expireat" | b"pexpireat" | b"persist" => OnAny,
+        _ => return None,
+    })
+}
+
+/// The type of a value by the number that a snapshot, or the payload of DUMP, begins it with.
+pub fn of_number(type_id: u8) -> ValueType {
+    of_name(rdb::type_name(type_id))
+}
+
+/// The type as TYPE names it.
+pub fn of_name(name: &str) -> ValueType {
+    match name {
+        "string" => ValueType::String,
+        "list" => ValueType::List,
+        "set" => ValueType::Set,
+        "zset" => ValueType::Zset,
+        "hash" => ValueType::Hash,
+        "stream" => ValueType::Stream,
+        _ => ValueType::Module,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Effect, all};
+
+    /// What is listed has to be known, and has to change values.
+    #[test]
+    fn what_is_listed_writes() {
+        let listed: Vec<_> =
+            all().filter(|spec| works(spec.name.as_bytes()).is_some() && !spec.is_container()).collect();
+        assert!(listed.len() > 80, "{}", listed.len());
+        for spec in listed {
+            assert!(matches!(spec.effect, Effect::Keys | Effect::Expiry), "{}", spec.name);
+        }
+        assert_eq!(works(b"RENAME"), None);
+        assert_eq!(works(b"hIncrBy"), Some(Works::On(ValueType::Hash)));
+    }
+
+    #[test]
+    fn types_have_one_name() {
+        assert_eq!(
+            (of_number(0), of_number(18), of_number(25)),
+            (ValueType::String, ValueType::List, ValueType::Hash)
+        );
+        assert_eq!(
+            (of_number(27), of_number(7), of_number(28)),
+            (ValueType::Stream, ValueType::Module, ValueType::Module)
+        );
+        assert_eq!((of_name("zset"), of_name("vectorset")), (ValueType::Zset, ValueType::Module));
+    }
+}
