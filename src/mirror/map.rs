@@ -16,19 +16,19 @@ use crate::command::{Access, Effect, each_key, lookup, subcommand};
 use crate::config::{KeyCase, Map};
 use crate::resp::write;
 
+/// What a name begins with on one side, and on the other.
+type Prefix = (Box<[u8]>, Box<[u8]>);
+
 /// The names on one side, and what they are on the other.
 #[derive(Debug, Clone, Default)]
 struct Names {
     databases: BTreeMap<u32, u32>,
     /// The longest first.
-    prefixes: Vec<(Box<[u8]>, Box<[u8]>)>,
+    prefixes: Vec<Prefix>,
 }
 
 impl Names {
-    fn new(
-        databases: impl Iterator<Item = (u32, u32)>,
-        prefixes: impl Iterator<Item = (Box<[u8]>, Box<[u8]>)>,
-    ) -> Self {
+    fn new(databases: impl Iterator<Item = (u32, u32)>, prefixes: impl Iterator<Item = Prefix>) -> Self {
         let mut prefixes: Vec<_> = prefixes.collect();
         prefixes.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
         Self { databases: databases.collect(), prefixes }
@@ -39,7 +39,7 @@ impl Names {
     }
 
     fn key<'a>(&self, key: &'a [u8]) -> Cow<'a, [u8]> {
-        let fits = |(from, to): &(Box<[u8]>, Box<[u8]>)| Some((to.clone(), key.strip_prefix(&**from)?));
+        let fits = |(from, to): &Prefix| Some((to.clone(), key.strip_prefix(&**from)?));
         match self.prefixes.iter().find_map(fits) {
             Some((to, rest)) => Cow::Owned([&to, rest].concat()),
             None => Cow::Borrowed(key),
