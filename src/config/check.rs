@@ -171,7 +171,10 @@ fn map(file: file::Map) -> Result<Map> {
             return Err(ConfigError::new(format!("map.databases sends two databases to number {to}"))
                 .remedy("their keys could not be told apart: give each one of its own"));
         }
-        databases.insert(number, to);
+        if databases.insert(number, to).is_some() {
+            return Err(ConfigError::new(format!("map.databases names database {number} twice"))
+                .remedy("leave one of the two out"));
+        }
     }
     let mut prefixes = std::collections::BTreeMap::new();
     for (from, to) in file.prefixes {

@@ -173,6 +173,7 @@ fn refusals_say_what_to_write() {
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['selekt']", "no command is called"),
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['multi']", "changes no data"),
         ("source.url = 'redis://a:1'\nmap.databases = { x = 1 }", "no number of a database"),
+        ("source.url = 'redis://a:1'\nmap.databases = { 0 = 1, 00 = 2 }", "database 0 twice"),
         ("source.url = 'redis://a:1'\nmap.databases = { 0 = 1, 2 = 1 }", "two databases to number 1"),
         ("source.url = 'redis://a:1'\nmap.prefixes = { 'a:' = 'c:', 'b:' = 'c:' }", "two prefixes the name"),
         ("source.url = 'redis://a:1'\nmap.prefixes = { 'a:' = 'crossfade:' }", "its own keys"),

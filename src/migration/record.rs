@@ -237,9 +237,19 @@ impl Record {
     }
 }
 
-/// [`Record::chosen`] by the configuration.
+/// [`Record::chosen`] by the configuration: what is set, so that a key which a later version brings along changes nothing.
 pub fn choice(config: &Config) -> serde_json::Value {
-    serde_json::json!({"filter": config.filter, "map": config.map})
+    let mut chosen = serde_json::json!({"filter": config.filter, "map": config.map});
+    for table in chosen.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        if let Some(table) = table.as_object_mut() {
+            table.retain(|_, value| match value {
+                serde_json::Value::Array(items) => !items.is_empty(),
+                serde_json::Value::Object(items) => !items.is_empty(),
+                value => value != "as-is",
+            });
+        }
+    }
+    chosen
 }
 
 /// Unix time in milliseconds.

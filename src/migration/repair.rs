@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// Repairs what `report` found, and notes in it how many keys were copied and how many differences are left.
 ///
 /// What cannot be copied stays as it is, and is counted among what is left: function libraries, values above
-/// [`copying::LARGEST`] bytes, and keys that only the other side has where it may hold keys of its own.
+/// [`copying::LARGEST`] bytes, keys that have no name on the other side, and keys that only the other side has where it may hold keys of its own.
 ///
 /// # Errors
 /// A server cannot be reached, or the mirror is not live, or stops over it.
@@ -39,7 +39,10 @@ pub(super) async fn run(
         Kind::MissingOnA => policy == OnExistingKey::Fail,
         Kind::MissingOnB | Kind::Type | Kind::Value | Kind::Expiry => true,
     };
-    let found: Vec<&Difference> = report.differences.iter().filter(mine).collect();
+    let named = |found: &&Difference| {
+        options.map.as_ref().is_none_or(|map| map.place(found.db, &found.raw_key).is_ok())
+    };
+    let found: Vec<&Difference> = report.differences.iter().filter(mine).filter(named).collect();
     let places: Vec<_> = found.iter().map(|found| (found.db, Box::from(&*found.raw_key))).collect();
     let mut copied = 0;
     for places in places.chunks(TOGETHER) {

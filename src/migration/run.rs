@@ -116,16 +116,23 @@ fn same_migration(config: &Config, store: &Store) -> Result<()> {
             );
         }
     }
-    match &record.chosen {
-        Some(chosen) if *chosen != choice(config) => Err(Error::new(
-            Side::Gateway,
-            "[filter] or [map] is not what the migration in state_dir began with, and part of the data is copied by that",
-        )
-        .remedy(format!(
-            "put it back as it was ({chosen}); to choose otherwise, first end the migration with `crossfade abort`"
-        ))),
-        _ => Ok(()),
+    // Before there was a mapping, none was noted.
+    let is = choice(config);
+    let same = match &record.chosen {
+        Some(chosen) => *chosen == is,
+        None => !config.map.is_set(),
+    };
+    if same {
+        return Ok(());
     }
+    let was = record.chosen.as_ref().map_or_else(|| "no [map]".to_owned(), ToString::to_string);
+    Err(Error::new(
+        Side::Gateway,
+        "[filter] or [map] is not what the migration in state_dir began with, and part of the data is copied by that",
+    )
+    .remedy(format!(
+        "it was {was}: put that back and start the gateway; then, to choose otherwise, `crossfade abort`, change it, and start anew"
+    )))
 }
 
 fn listen(config: &Config) -> Result<ListenOptions> {

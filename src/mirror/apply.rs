@@ -19,7 +19,7 @@ use super::copying::Stuck;
 use super::heartbeat::{Heartbeat, heartbeat_key};
 use super::link::{Link, Opened};
 use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
-use super::settle::{self, Sweep};
+use super::settle::{self, Ours, Sweep};
 use super::transform::{Dialect, Mode, Transform};
 use super::{Position, Request, SettleReport, Stage, Trouble};
 use crate::backfill::Pace;
@@ -418,7 +418,9 @@ impl Task {
             return Ok(Ok(()));
         }
         let exact_time = flow.dialect.pexpiretime;
-        let slice = sweep.slice(&mut flow.client, flow.collector.transform(), exact_time, unix_ms());
+        let ours = Ours { select: self.options.select.as_deref(), map: self.options.map.as_deref() };
+        let transform = flow.collector.transform();
+        let slice = sweep.slice(&mut flow.client, transform, &ours, exact_time, unix_ms());
         let done = self.cancel.run_until_cancelled(slice).await.ok_or(End::Stopped)?;
         let report = match done {
             Ok(None) => return Ok(Ok(())),

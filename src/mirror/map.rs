@@ -79,7 +79,28 @@ impl Mapping {
         (case == KeyCase::AsIs).then_some(Self { there: back, back: there, case })
     }
 
-    fn has_keys(&self) -> bool {
+    /// Whether keys that differ may become one.
+    pub fn merges(&self) -> bool {
+        self.case != KeyCase::AsIs
+    }
+
+    /// Whether a command is run in the database that is selected. Others go on wherever that is.
+    pub fn needs_db(&self, args: &[&[u8]]) -> bool {
+        let name = args.first().copied().unwrap_or_default();
+        if name.eq_ignore_ascii_case(b"FLUSHDB") {
+            return true;
+        }
+        let parent = lookup(name);
+        let spec = match parent {
+            Some(parent) if parent.is_container() => args.get(1).and_then(|sub| subcommand(parent, sub)),
+            spec => spec,
+        };
+        let apart = [Effect::Publish, Effect::Scripts, Effect::Node, Effect::Keyspace];
+        spec.is_none_or(|spec| !apart.contains(&spec.effect))
+    }
+
+    /// Whether keys have other names.
+    pub fn has_keys(&self) -> bool {
         !self.there.prefixes.is_empty() || self.case != KeyCase::AsIs
     }
 
@@ -134,8 +155,9 @@ impl Mapping {
 
     /// What a place on the other side is on this one; `None`: nobody can tell, or it is none that leads there.
     pub fn origin(&self, (db, key): &Place) -> Option<Place> {
-        let (db, key) = self.turned_round()?.place(*db, key).ok()?;
-        Some((db, key.into()))
+        let (from, name) = (self.back.db(*db), self.back.key(key));
+        let leads_there = self.there.db(from) == *db && *self.there.key(&name) == **key && !is_own(&name);
+        (leads_there && !self.merges()).then(|| (from, name.into()))
     }
 
     /// The command with the names of the other side; `None`: they are the same.
@@ -160,6 +182,23 @@ impl Mapping {
             renamed.db(at + 4)?;
         }
         if !self.has_keys() {
+            // A script that chooses databases by itself, as old sources send it.
+            let script = match args {
+                [name, text, ..] if name.eq_ignore_ascii_case(b"EVAL") => Some(*text),
+                [name, sub, text, ..]
+                    if name.eq_ignore_ascii_case(b"SCRIPT") && sub.eq_ignore_ascii_case(b"LOAD") =>
+                {
+                    Some(*text)
+                }
+                _ => None,
+            };
+            let text = script.unwrap_or_default().to_ascii_lowercase();
+            if ["select", "move", "swapdb"]
+                .iter()
+                .any(|word| memchr::memmem::find(&text, word.as_bytes()).is_some())
+            {
+                return Err("a script chooses databases, which [map] gives other numbers".into());
+            }
             return Ok(renamed.command());
         }
         let unknown = || {
@@ -347,7 +386,24 @@ mod tests {
         for refused in ["EVAL return 1 a:1", "NOBODYKNOWS a:1", "SORT a:l BY w_*", "SET b:1 v"] {
             assert!(command(&mapping, refused).is_err(), "{refused}");
         }
+        for (line, needs) in [
+            ("PUBLISH a x", false),
+            ("FUNCTION LOAD x", false),
+            ("FLUSHALL", false),
+            ("SWAPDB 0 1", false),
+            ("FLUSHDB", true),
+            ("SET a x", true),
+            ("XGROUP CREATE a g $", true),
+            ("NOBODYKNOWS", true),
+        ] {
+            assert_eq!(
+                mapping.needs_db(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>()),
+                needs,
+                "{line}"
+            );
+        }
         let databases = map(&[(1, 5)], &[], KeyCase::AsIs);
+        assert!(command(&databases, "EVAL redis.call('SELECT',1) 0").is_err());
         for line in ["EVAL return 1 a:1", "NOBODYKNOWS a:1", "SORT a:l BY w_*"] {
             assert_eq!(command(&databases, line).unwrap(), line);
         }

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::batch::REFUSED;
 use crate::backfill::primary::Undo;
 use crate::error::{Error, Result, Side};
 
@@ -85,9 +86,12 @@ impl Failure {
         );
         let remedy = if self.passed {
             "the data differs there; find out who else writes to that server, then `crossfade resume --copy-failed` copies its keys anew, and `crossfade resume --skip-failed` leaves it out: the key then differs until it is replaced as a whole, and `crossfade verify` names it until then"
+        } else if self.error.starts_with(REFUSED) {
+            "choose [filter] and [map] so that it can be, which needs a new copy (`crossfade abort`, then `start`); or leave it out with `crossfade resume --skip-failed`: the key then differs, and `crossfade verify` names it"
         } else {
             "the server cannot run this command; make it able to (version, modules, ACL), then `crossfade resume`; or copy its keys as values with `crossfade resume --copy-failed`, or leave it out with `crossfade resume --skip-failed`"
         };
+        let side = if self.error.starts_with(REFUSED) { Side::Gateway } else { side };
         Error::new(side, message).remedy(remedy)
     }
 }

@@ -31,6 +31,8 @@ pub struct Selection {
     alone: bool,
     /// What names of the stream are at the source, when the stream is the destination's and names differ.
     names: Option<Mapping>,
+    /// Keys have other names on the other side.
+    renames: bool,
     /// Names that have none at the source are not ours. Otherwise they are kept, and the mapping stops at them.
     shared: bool,
 }
@@ -51,18 +53,21 @@ pub enum Verdict {
 }
 
 impl Selection {
-    /// A selection, when the filter leaves anything out.
-    pub fn new(filter: &Filter, alone: bool) -> Option<Self> {
-        let own = Self { filter: filter.clone(), alone, names: None, shared: false };
-        filter.is_set().then_some(own)
+    /// A selection, when the filter leaves anything out or the destination may hold keys of its own beside those that `map` leads there.
+    pub fn new(filter: &Filter, map: Option<&Mapping>, alone: bool) -> Option<Self> {
+        let renames = map.is_some_and(Mapping::has_keys);
+        let own = Self { filter: filter.clone(), alone, names: None, renames, shared: false };
+        (filter.is_set() || (map.is_some() && !alone)).then_some(own)
     }
 
     /// A selection for the way back, when the filter leaves anything out or the destination may hold keys of its own (`shared`).
     /// `names` leads from the destination to the source.
     pub fn on_the_way_back(filter: &Filter, names: Option<&Mapping>, shared: bool) -> Option<Self> {
         // The source holds nothing of its own but what the filter leaves there.
-        let own = Self { filter: filter.clone(), alone: !filter.is_set(), names: names.cloned(), shared };
-        (filter.is_set() || (names.is_some() && shared)).then_some(own)
+        let (alone, names) = (!filter.is_set(), names.cloned());
+        let set = filter.is_set() || (names.is_some() && shared);
+        let renames = names.as_ref().is_some_and(Mapping::has_keys);
+        set.then(|| Self { filter: filter.clone(), alone, names, renames, shared })
     }
 
     /// Whether a database is copied.
@@ -94,7 +99,7 @@ impl Selection {
             return if self.alone { Verdict::Pass } else { self.not_alone(name) };
         }
         if is("FLUSHDB") {
-            return match (self.keeps_db(db), self.alone || !self.filter.has_keys()) {
+            return match (self.keeps_db(db), self.alone || !self.parts_dbs()) {
                 (false, _) => Verdict::Drop,
                 (true, true) => Verdict::Pass,
                 (true, false) => self.not_alone(name),
@@ -104,7 +109,8 @@ impl Selection {
             let number =
                 |at: usize| args.get(at).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
             return match (number(1).map(|db| self.keeps_db(db)), number(2).map(|db| self.keeps_db(db))) {
-                (Some(true), Some(true)) => Verdict::Pass,
+                (Some(true), Some(true)) if self.alone || !self.parts_dbs() => Verdict::Pass,
+                (Some(true), Some(true)) => self.not_alone(name),
                 (Some(false), Some(false)) => Verdict::Drop,
                 _ => Verdict::Stop("it swaps a database that is copied with one that is not".into()),
             };
@@ -181,9 +187,14 @@ impl Selection {
         }
     }
 
+    /// Whether a database of the other side may hold keys that are ours and keys that are not.
+    fn parts_dbs(&self) -> bool {
+        self.filter.has_keys() || self.renames
+    }
+
     fn not_alone(&self, name: &[u8]) -> Verdict {
         Verdict::Stop(format!(
-            "{} would also remove what the destination holds of its own",
+            "{} would also concern what the destination holds of its own",
             String::from_utf8_lossy(name).to_uppercase()
         ))
     }
@@ -203,7 +214,7 @@ mod tests {
             types: Vec::new(),
             exclude_commands: vec!["publish".into()],
         };
-        Selection::new(&filter, alone).unwrap()
+        Selection::new(&filter, None, alone).unwrap()
     }
 
     fn judged(selection: &Selection, line: &str, db: u32) -> Verdict {
@@ -251,6 +262,7 @@ mod tests {
         let beside = selection(&["user:*"], &[], &[], false);
         assert!(matches!(judged(&beside, "FLUSHALL", 0), Verdict::Stop(_)));
         assert!(matches!(judged(&beside, "FLUSHDB", 0), Verdict::Stop(_)));
+        assert!(matches!(judged(&beside, "SWAPDB 0 1", 0), Verdict::Stop(_)));
     }
 
     #[test]

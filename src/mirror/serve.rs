@@ -50,6 +50,10 @@ impl Task {
         if self.options.method == SnapshotMethod::Commands || self.by_commands || paced {
             return Ok(false);
         }
+        // A server that finds a key twice in what it loads ends itself.
+        if self.options.map.as_ref().is_some_and(|map| map.merges()) {
+            return Ok(false);
+        }
         let capabilities = Capabilities::probe(client).await?;
         let own = self.own_keys(info.generation);
         let prepared = match primary::prepare(client, &self.options.to, &capabilities, info.generation).await

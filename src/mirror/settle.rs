@@ -14,6 +14,7 @@
 //! not, they are padded again by themselves after [`HOLDS`]. So at no time does the destination remove a key that the
 //! source still has.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use tokio::time::Instant;
 
 use super::SettleReport;
 use super::expiry::{is_padded, padded, true_expiry};
+use super::map::Mapping;
+use super::select::Selection;
 use super::transform::{Mode, Place, SOON_MS, Transform, is_own, select};
 use crate::error::{Error, Result};
 use crate::resp::value::Value;
@@ -38,6 +41,30 @@ pub const HOLDS_LAST: Duration = Duration::from_secs(60);
 
 /// Keys looked at in one slice.
 const SLICE: usize = 500;
+
+/// Which keys of the server that is written to are the mirror's: it may hold others.
+#[derive(Debug)]
+pub struct Ours<'a> {
+    /// What is copied, by the names of the stream.
+    pub select: Option<&'a Selection>,
+    /// What these names are on the server that is written to.
+    pub map: Option<&'a Mapping>,
+}
+
+impl Ours<'_> {
+    fn has(&self, place: &Place) -> bool {
+        let origin = match self.map {
+            None => Cow::Borrowed(place),
+            // Nothing leads back from those.
+            Some(map) if map.merges() => return true,
+            Some(map) => match map.origin(place) {
+                Some(origin) => Cow::Owned(origin),
+                None => return false,
+            },
+        };
+        self.select.is_none_or(|select| select.keeps(origin.0, &origin.1))
+    }
+}
 
 /// What a sweep does to the expiries that it finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +139,7 @@ impl Sweep {
         &mut self,
         client: &mut Client,
         transform: &mut Transform,
+        ours: &Ours<'_>,
         exact_time: bool,
         now_ms: u64,
     ) -> Result<Option<SettleReport>> {
@@ -123,7 +151,7 @@ impl Sweep {
         }
         if let Some(&db) = self.dbs.front() {
             let keys = self.scan(client, db).await?;
-            let places = keys.into_iter().map(|key| (db, key)).collect();
+            let places = keys.into_iter().map(|key| (db, key)).filter(|place| ours.has(place)).collect();
             self.visit(client, transform, places, exact_time, now_ms).await?;
             return Ok(None);
         }

@@ -38,6 +38,21 @@ pub(super) async fn compare(
     keys: &[Bytes],
     shared: &Shared,
 ) -> Result<Vec<Difference>> {
+    // What has no name on the other side cannot be there.
+    if let Some(map) = &shared.options.map
+        && let Some(nameless) = keys.iter().position(|key| map.place(db, key).is_err())
+    {
+        let why = map.place(db, &keys[nameless]).err().unwrap_or_default();
+        let (named, others): (Vec<Bytes>, Vec<Bytes>) =
+            keys.iter().cloned().partition(|key| map.place(db, key).is_ok());
+        let mut found = match named.is_empty() {
+            true => Vec::new(),
+            false => Box::pin(compare(pair, db, &named, shared)).await?,
+        };
+        let missing = |key: &Bytes| difference(db, key, Kind::MissingOnB, why.clone());
+        found.extend(others.iter().map(missing));
+        return Ok(found);
+    }
     tokio::try_join!(pair.a.select(db), pair.b.select(db))?;
     let (mut a, mut b) = tokio::try_join!(metas(&mut pair.a, keys), metas(&mut pair.b, keys))?;
     if let Some(select) = shared.options.select.as_ref().filter(|select| select.has_types()) {

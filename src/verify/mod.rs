@@ -244,9 +244,10 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
         let mut scanner = right;
         let mut asker = Link::open(a, &shared.options, On::A).await?;
         let (count, suspects, batch) = (keys_b.clone(), suspects.clone(), shared.options.batch);
-        let select = shared.options.select.clone();
+        let (select, map) = (shared.options.select.clone(), shared.options.map.clone());
         tasks.spawn(async move {
-            for db in dbs {
+            let map = map.as_deref();
+            for db in dbs.into_iter().filter(|db| map.is_none_or(|map| map.db(*db).is_ok())) {
                 let mut scan = Scan::new(db, stride_b);
                 while let Some(keys) = scan.next(&mut scanner, batch, select.as_deref()).await? {
                     count.fetch_add(scan.seen, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use crossfade::cli::demo::fill;
 use crossfade::cli::demo::workload::{Plan, Workload};
 use serde_json::Value as Json;
 
+use crate::support::proxy::{Rules, Way};
 use crate::support::{Lab, PATIENCE, Setup, operations};
 
 async fn lab(config: &str) -> (Lab, Workload) {
@@ -103,4 +104,57 @@ async fn h15_a_window_that_is_over_can_be_resumed() {
     lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
     lab.judge(workload).await;
     assert_eq!(lab.source.info("sync_full").await.unwrap(), "1", "it went on where it was");
+}
+
+/// A destination that has much to read when it starts says LOADING until it has, if it says anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn h15_that_loads_for_long_is_waited_for() {
+    let args = ["--appendonly", "yes", "--appendfsync", "no", "--key-load-delay", "400"];
+    let config = "[snapshot]\nmethod = \"commands\"\n";
+    let mut lab = Setup::new()
+        .config(config)
+        .destination(&args)
+        .destination(&["--loading-process-events-interval-bytes", "1024"])
+        .build()
+        .await;
+    lab.expect_log("the mirror waits");
+    lab.expect_log("the mirror goes on");
+    fill::fill(&lab.source.address(), 4000, 0).await.unwrap();
+    let workload = Workload::start(&Plan { pace: Some(2000), ..Plan::new(lab.gateway.address()) });
+    lab.mirror().await;
+    operations(&workload, 2000).await;
+    let Lab { gateway, destination, .. } = &mut lab;
+    let loading = |status: &Json| {
+        let error = &status["error"];
+        error["side"] == "destination" && error["retry_until"].is_string()
+    };
+    let (restarted, told) =
+        tokio::join!(destination.restart(), gateway.wait_until("that it loads", PATIENCE, loading));
+    restarted.unwrap();
+    told.unwrap();
+    operations(&workload, 500).await;
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    lab.judge(workload).await;
+    assert_eq!(lab.source.info("sync_full").await.unwrap(), "1");
+}
+
+/// Behind a link that carries less than what is written the mirror falls behind, and the source neither waits nor keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn h15_behind_a_slow_link_only_the_mirror_is_late() {
+    let mut lab = Setup::new().proxies().build().await;
+    let workload = Workload::start(&Plan { pace: Some(4000), ..Plan::new(lab.gateway.address()) });
+    lab.mirror().await;
+    let slow = Rules { bytes_per_second: Some(60_000), ..Rules::default() };
+    lab.destination_proxy.as_ref().unwrap().rules(Way::Up, slow);
+    let behind = |status: &Json| status["mirror"]["lag_ms"].as_f64() > Some(2000.0);
+    lab.gateway.wait_until("the lag", PATIENCE, behind).await.unwrap();
+    operations(&workload, 4000).await;
+    let clients = lab.source.call(&["CLIENT", "LIST"]).await.unwrap();
+    let text = String::from_utf8_lossy(clients.bytes().unwrap()).into_owned();
+    let held =
+        text.lines().filter_map(|line| line.split(" omem=").nth(1)?.split(' ').next()?.parse::<u64>().ok());
+    assert!(held.max() < Some(4 << 20), "{text}");
+    lab.destination_proxy.as_ref().unwrap().heal();
+    lab.judge(workload).await;
+    assert_eq!(lab.source.info("sync_full").await.unwrap(), "1");
 }

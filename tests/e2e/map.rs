@@ -201,6 +201,15 @@ async fn two_keys_never_get_one_name() {
     for (key, value) in [("people:1", 1), ("people:2", 2)] {
         assert_eq!(there.must(&["GET", key]).await.unwrap().number(), Some(value), "{key}");
     }
+    let report = lab.gateway.order("verify", &json!({"rounds": 1, "repair": true})).await.unwrap();
+    let differences = report["differences"].as_array().unwrap();
+    assert_eq!(
+        (differences.len(), &report["repaired"], &report["left"]),
+        (1, &json!(0), &json!(1)),
+        "{report}"
+    );
+    assert_eq!(differences[0]["key"], "people:2", "{report}");
+    assert_eq!(lab.gateway.status().await.unwrap()["phase"], "mirroring");
 }
 
 /// Several applications on one destination: each of their keys below a prefix, and what is not ours is nobody's loss.
@@ -210,6 +219,7 @@ async fn a_prefix_of_its_own_on_a_shared_destination() {
     let mut lab = Setup::new().config(config).build().await;
     lab.destination.call(&["SET", "bank:1", "theirs"]).await.unwrap();
     lab.source.call(&["SET", "bank:1", "ours", "EX", "1000"]).await.unwrap();
+    lab.destination.call(&["SET", "bank:soon", "theirs", "EX", "5000"]).await.unwrap();
     lab.mirror().await;
     lab.source.call(&["SET", "bank:2", "ours"]).await.unwrap();
     lab.in_step().await;
@@ -221,12 +231,58 @@ async fn a_prefix_of_its_own_on_a_shared_destination() {
     client.must(&["APPEND", "shop:bank:2", "!"]).await.unwrap();
     client.must(&["DEL", "shop:bank:1", "bank:1"]).await.unwrap();
     lab.rollback().await;
+    let theirs = lab.destination.call(&["TTL", "bank:soon"]).await.unwrap().number().unwrap();
+    assert!((4900..=5000).contains(&theirs), "their expiries are not ours to pad: {theirs}");
     for (key, value) in [("bank:1", None), ("bank:2", Some("ours!")), ("bank:3", None), ("shop:bank:2", None)]
     {
         let found = lab.source.call(&["GET", key]).await.unwrap();
         assert_eq!(found.bytes(), value.map(str::as_bytes), "{key}");
     }
     assert_eq!(lab.destination.call(&["GET", "bank:3"]).await.unwrap().brief(), "theirs");
+    // Nothing that empties the source may empty what others have there.
+    for text in ["refuses a command", "the mirror has stopped", "the mirror stopped"] {
+        lab.expect_log(text);
+    }
+    lab.source.call(&["FLUSHDB"]).await.unwrap();
+    let failed = |status: &serde_json::Value| status["phase"] == "failed";
+    let status = lab.gateway.wait_until("the refusal", PATIENCE, failed).await.unwrap();
+    let error = &status["error"];
+    assert!(error["message"].as_str().unwrap().contains("FLUSHDB") && error["side"] == "gateway", "{status}");
+    assert_eq!(lab.destination.call(&["GET", "bank:3"]).await.unwrap().brief(), "theirs");
+}
+
+/// Databases that are not exchanged: where the gateway's own keys live, nothing of the other side's may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_leave_a_gap() {
+    for (from, to) in [(0, 3), (1, 0)] {
+        let mut lab = Setup::new().config(&format!("[map]\ndatabases = {{ {from} = {to} }}\n")).build().await;
+        let on_b = |db: u32, key: &[u8]| (if db == from { to } else { db }, key.to_vec());
+        let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+        client.must(&["SELECT", &from.to_string()]).await.unwrap();
+        client.must(&["SET", "k", "1", "EX", "5000"]).await.unwrap();
+        lab.mirror().await;
+        // What belongs to no database comes from one that cannot be sent there.
+        let mut other = Connection::open(&lab.gateway.address()).await.unwrap();
+        other.must(&["PUBLISH", "channel", "x"]).await.unwrap();
+        other
+            .must(&["FUNCTION", "LOAD", "#!lua name=f\nredis.register_function('f',function() end)"])
+            .await
+            .unwrap();
+        client.must(&["INCR", "k"]).await.unwrap();
+        lab.in_step().await;
+        let report = lab.gateway.order("verify", &json!({})).await.unwrap();
+        assert_eq!((&report["difference_count"], &report["compared"]), (&json!(0), &json!(1)), "{report}");
+        lab.gateway.order("cutover", &json!({"clients_know_the_map": true})).await.unwrap();
+        client.must(&["SELECT", &to.to_string()]).await.unwrap();
+        client.must(&["INCR", "k"]).await.unwrap();
+        other.must(&["PUBLISH", "channel", "x"]).await.unwrap();
+        lab.in_step().await;
+        let report = lab.gateway.order("verify", &json!({})).await.unwrap();
+        assert_eq!((&report["difference_count"], &report["compared"]), (&json!(0), &json!(1)), "{report}");
+        let differences = oracle::compare_renamed(&lab.source, &lab.destination, on_b).await;
+        assert!(differences.is_empty(), "{differences:#?}");
+        lab.rollback().await;
+    }
 }
 
 /// Small letters: a copy that is kept in step, without a switch, since nothing leads back.
@@ -234,7 +290,11 @@ async fn a_prefix_of_its_own_on_a_shared_destination() {
 async fn letters_have_no_way_back() {
     let mut lab = Setup::new().config("[map]\nkey_case = \"lower\"\n").build().await;
     lab.source.call(&["SET", "User:1", "One"]).await.unwrap();
-    lab.mirror().await;
+    let status = lab.mirror().await;
+    assert_eq!(
+        status["snapshot"]["method"], "commands",
+        "two keys of one name would end a replica: {status}"
+    );
     lab.source.call(&["RPUSH", "User:L", "Two"]).await.unwrap();
     lab.source.call(&["SET", "User:e", "Three", "EX", "1000"]).await.unwrap();
     lab.in_step().await;

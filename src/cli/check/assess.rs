@@ -6,7 +6,7 @@ use crate::config::units::{about, show_duration};
 use crate::config::{Config, OnExistingKey, OnUnsupported, SnapshotMethod};
 use crate::migration::status::Finding;
 use crate::mirror::Mapping;
-use crate::server::{Capabilities, Flavour};
+use crate::server::{Capabilities, Flavour, Keyspace};
 
 const MIB: u64 = 1 << 20;
 
@@ -361,7 +361,9 @@ fn together(source: &Server, destination: &Server, policy: OnUnsupported, all: &
 fn databases(source: &Server, destination: &Server, config: &Config, all: &mut Vec<Finding>) {
     let map = Mapping::new(&config.map);
     let mut highest = None;
-    for space in source.keyspace.iter().filter(|space| config.filter.keeps_db(space.db)) {
+    let own = |space: &&Keyspace| space.db == 0 && space.keys <= source.own_keys;
+    let kept = source.keyspace.iter().filter(|space| config.filter.keeps_db(space.db));
+    for space in kept.filter(|space| !own(space)) {
         match map.as_ref().map_or(Ok(space.db), |map| map.db(space.db)) {
             Ok(db) => highest = highest.max(Some((db, space.db))),
             Err(why) => all.push(Finding::error(

@@ -91,7 +91,7 @@ impl Controller {
         let alone = self.config.snapshot.on_existing_key == OnExistingKey::Fail;
         let map = Mapping::new(&self.config.map);
         let (select, map) = match active {
-            ActiveSide::Source => (Selection::new(&self.config.filter, alone), map),
+            ActiveSide::Source => (Selection::new(&self.config.filter, map.as_ref(), alone), map),
             ActiveSide::Destination => {
                 let back = map.and_then(|map| map.turned_round());
                 (Selection::on_the_way_back(&self.config.filter, back.as_ref(), !alone), back)

@@ -38,6 +38,9 @@ const SET_HEAD: &[u8] = b"*3\r\n$3\r\nSET\r\n";
 const RUN: usize = 16;
 const SMALL: usize = 1024;
 
+/// What an error begins with that is the filter's or the mapping's own.
+pub const REFUSED: &str = "it cannot be mirrored";
+
 /// Beats that are remembered.
 const BEATS: usize = 16;
 
@@ -424,7 +427,7 @@ impl Collector {
                             break;
                         }
                         Verdict::Stop(why) => {
-                            let why = format!("it cannot be mirrored under [filter]: {why}");
+                            let why = format!("{REFUSED} under [filter] or [map]: {why}");
                             self.unselected = Some((named(&command, self.db), Stuck::Obstacle(why)));
                             break;
                         }
@@ -442,7 +445,8 @@ impl Collector {
             let (command, plan) = match &self.map {
                 Some(map) if is_data(plan) && end > self.discard && !self.skip.contains(&end) => {
                     let args: Vec<&[u8]> = command.args().collect();
-                    match map.db(self.db).and_then(|_| map.command(&args)) {
+                    let db = if map.needs_db(&args) { map.db(self.db) } else { Ok(0) };
+                    match db.and_then(|_| map.command(&args)) {
                         Ok(None) => (command, plan),
                         Ok(Some(bytes)) => {
                             renamed = bytes;
@@ -455,7 +459,7 @@ impl Collector {
                             }
                         }
                         Err(why) => {
-                            let why = format!("it cannot be mirrored: {why}");
+                            let why = format!("{REFUSED}: {why}");
                             self.unselected = Some((named(&command, self.db), Stuck::Obstacle(why)));
                             break;
                         }
@@ -464,7 +468,8 @@ impl Collector {
                 _ => (command, plan),
             };
             let db = match &self.map {
-                Some(map) => map.db(self.db).unwrap_or(self.db),
+                // What belongs to no database goes on where others did.
+                Some(map) => map.db(self.db).unwrap_or(self.connection_db),
                 None => self.db,
             };
             match plan {

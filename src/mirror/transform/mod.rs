@@ -525,11 +525,10 @@ impl Transform {
             }
             Class::Carry => {
                 let target = args.get(2)?;
-                let db = match args.get(3..).unwrap_or_default() {
-                    [word, number, ..] if word.eq_ignore_ascii_case(b"DB") => {
-                        u32::try_from(int(number)?).ok()?
-                    }
-                    _ => db,
+                let mut options = args.get(3..).unwrap_or_default().iter();
+                let db = match options.any(|word| word.eq_ignore_ascii_case(b"DB")) {
+                    true => u32::try_from(int(options.next()?)?).ok()?,
+                    false => db,
                 };
                 self.near.insert((db, (*target).into()));
                 None
