@@ -1,0 +1,265 @@
+//! A worker's part in a switch: what it makes ready, holds, and lets go on.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::{POOL, Worker};
+use crate::error::Result;
+use crate::proxy::Active;
+use crate::proxy::gate::{Busy, DrainReport, OpenReport, PrepareReport};
+use crate::proxy::moving::Recall;
+use crate::proxy::session::{Closing, Session};
+use crate::proxy::upstream::{Key, dial};
+use crate::resp::value::Value;
+use crate::resp::write;
+use crate::server::Client;
+
+/// Connections opened at once while a switch is prepared.
+const DIALS: usize = 32;
+
+pub(super) async fn prepare(
+    worker: &Rc<Worker>,
+    to: Active,
+    deadline: Instant,
+) -> std::result::Result<PrepareReport, String> {
+    let deadline = tokio::time::Instant::from_std(deadline);
+    let here = worker.active.get();
+    let keys: Vec<Key> = worker
+        .lanes
+        .borrow()
+        .values()
+        .filter(|lane| lane.key.side == here)
+        .map(|lane| Key { side: to, ..lane.key.clone() })
+        .collect();
+    let lanes: Vec<_> = keys.iter().map(|key| worker.lane(key)).collect();
+    for lane in &lanes {
+        lane.ready(deadline).await?;
+    }
+    // As many connections as sessions hold on the other side now.
+    let mut wanted: HashMap<Key, usize> = HashMap::new();
+    for session in worker.all_sessions() {
+        if let Ok(core) = session.core.try_borrow() {
+            if let Some(pinned) = core.pinned.as_deref() {
+                let key = Key::new(to, pinned.upstream.key.identity.clone());
+                *wanted.entry(key).or_default() += 1;
+            }
+        }
+    }
+    let mut missing = Vec::new();
+    let mut pinned = 0;
+    for (key, count) in wanted {
+        pinned += count;
+        let have = worker.pool.borrow().get(&key).map_or(0, Vec::len);
+        missing.extend(std::iter::repeat_n(key, count.saturating_sub(have)));
+    }
+    for some in missing.chunks(DIALS) {
+        let dials = some.iter().map(|key| dial(worker.options(), key, false));
+        let all = tokio::time::timeout_at(deadline, futures_util::future::join_all(dials))
+            .await
+            .map_err(|_| format!("connections to the {to} did not open in time"))?;
+        for upstream in all {
+            worker.stock(upstream.map_err(|error| error.to_string())?);
+        }
+    }
+    open_recaller(worker, here).await?;
+    Ok(PrepareReport { lanes: lanes.len(), pinned })
+}
+
+async fn open_recaller(worker: &Worker, side: Active) -> std::result::Result<(), String> {
+    let endpoint = worker.options().endpoint(side).ok_or("no such server is configured")?;
+    let client = Client::open(endpoint, Duration::from_secs(2)).await.map_err(|error| error.to_string())?;
+    *worker.recaller.borrow_mut() = Some(client);
+    Ok(())
+}
+
+/// Recalls blocked commands with CLIENT UNBLOCK.
+async fn recall(worker: &Worker, blocked: &[Recall]) {
+    let taken = worker.recaller.borrow_mut().take();
+    let Some(mut client) = taken else {
+        if let Err(error) = open_recaller(worker, worker.active.get()).await {
+            tracing::warn!("blocked commands cannot be recalled: {error}");
+        }
+        return;
+    };
+    let recalled = async {
+        let ids = ids_of(&mut client, blocked).await?;
+        let mut commands = Vec::new();
+        for id in &ids {
+            write::command(&mut commands, &[b"CLIENT".as_slice(), b"UNBLOCK", id]);
+        }
+        client.pipeline(&commands, ids.len()).await
+    };
+    match recalled.await {
+        Ok(replies) => {
+            if let Some(text) = replies.iter().find_map(Value::error) {
+                tracing::warn!("CLIENT UNBLOCK was refused: {text}");
+            }
+            *worker.recaller.borrow_mut() = Some(client);
+        }
+        Err(error) => tracing::warn!("blocked commands cannot be recalled: {error}"),
+    }
+}
+
+/// The server's ids of connections, those that are known by their address looked up in CLIENT LIST.
+async fn ids_of(client: &mut Client, blocked: &[Recall]) -> Result<Vec<Vec<u8>>> {
+    let list = if blocked.iter().any(|recall| matches!(recall, Recall::From(_))) {
+        client.call(&["CLIENT", "LIST"]).await?
+    } else {
+        Value::Nil
+    };
+    let by_address: HashMap<&[u8], &[u8]> = list
+        .as_bytes()
+        .unwrap_or_default()
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| {
+            let field =
+                |name: &[u8]| line.split(|&byte| byte == b' ').find_map(|word| word.strip_prefix(name));
+            Some((field(b"addr=")?, field(b"id=")?))
+        })
+        .collect();
+    let id = |recall: &Recall| match recall {
+        Recall::Id(id) => Some(id.to_string().into_bytes()),
+        Recall::From(address) => by_address.get(address.to_string().as_bytes()).map(|id| id.to_vec()),
+    };
+    Ok(blocked.iter().filter_map(id).collect())
+}
+
+pub(super) async fn drain(
+    worker: &Rc<Worker>,
+    deadline: Instant,
+) -> std::result::Result<DrainReport, String> {
+    let deadline = tokio::time::Instant::from_std(deadline);
+    let mut report = DrainReport::default();
+    let mut ids = Vec::new();
+    for session in worker.all_sessions() {
+        let drained = session.begin_drain();
+        report.transactions += usize::from(drained.transaction);
+        ids.extend(drained.recall);
+    }
+    report.recalled = ids.len();
+    loop {
+        if !ids.is_empty() {
+            recall(worker, &ids).await;
+        }
+        let round = tokio::time::Instant::now() + Duration::from_millis(2);
+        loop {
+            if is_drained(worker) {
+                return Ok(report);
+            }
+            if tokio::time::timeout_at(round.min(deadline), worker.progress.notified()).await.is_err() {
+                break;
+            }
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err("commands did not finish in time".into());
+        }
+        // A blocking command may have reached the server after its recall did: asked again.
+        ids = worker.all_sessions().iter().filter_map(|session| session.still_blocked()).collect();
+    }
+}
+
+/// Every message that was published has come to its subscribers here.
+pub(super) async fn hear(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<(), String> {
+    for session in worker.all_sessions() {
+        session.hear_out();
+    }
+    let deadline = tokio::time::Instant::from_std(deadline);
+    while !is_drained(worker) {
+        if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err() {
+            return Err("messages did not come to their subscribers in time".into());
+        }
+    }
+    Ok(())
+}
+
+fn is_drained(worker: &Worker) -> bool {
+    worker.lanes.borrow().values().all(|lane| lane.is_idle())
+        && worker
+            .sessions
+            .borrow()
+            .values()
+            .all(|session| session.closing.get() == Closing::Now || session.is_quiet())
+}
+
+/// Commands in flight. Blocked ones are not meant: they wait for others, not others for them.
+pub(super) fn busy(worker: &Worker) -> Vec<Busy> {
+    let named = |session: &Session, age_ms: u64| Busy {
+        command: session.last.get(),
+        client: format!("{} (id {})", session.entry.addr, session.entry.id),
+        age: Duration::from_millis(age_ms),
+    };
+    let mut all = Vec::new();
+    for lane in worker.lanes.borrow().values() {
+        let (sessions, since) = lane.busy_with();
+        let age = worker.clock().saturating_sub(since);
+        all.extend(sessions.iter().map(|session| named(session, age)));
+    }
+    for session in worker.all_sessions() {
+        if session.has_pinned() && !session.is_quiet() {
+            all.push(named(&session, worker.idle_ms(&session.entry)));
+        }
+    }
+    all
+}
+
+pub(super) async fn arm(
+    worker: &Rc<Worker>,
+    active: Active,
+    deadline: Instant,
+) -> std::result::Result<(), String> {
+    let deadline = tokio::time::Instant::from_std(deadline);
+    let sessions: Vec<_> = worker.all_sessions().into_iter().filter(|session| session.has_pinned()).collect();
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    let armed = tokio::time::timeout_at(
+        deadline,
+        futures_util::future::join_all(sessions.iter().map(|session| Rc::clone(session).arm(active))),
+    )
+    .await;
+    let mut failed: Vec<String> = match armed {
+        Ok(all) => all.into_iter().filter_map(std::result::Result::err).collect(),
+        Err(_) => vec!["connections did not open in time".into()],
+    };
+    while !sessions.iter().all(|session| session.closing.get() == Closing::Now || session.is_armed()) {
+        if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err()
+            && tokio::time::Instant::now() >= deadline
+        {
+            for session in sessions.iter().filter(|session| !session.is_armed()) {
+                session.close_now();
+            }
+            failed.push("state was not taken over in time".into());
+            break;
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+}
+
+pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenReport {
+    let now = Instant::now();
+    let mut report = OpenReport::default();
+    if worker.active.get() != active {
+        worker.active.set(active);
+        worker.epoch.set(epoch);
+    }
+    worker.gate_closed.set(false);
+    let stale: Vec<_> =
+        worker.lanes.borrow().values().filter(|lane| lane.key.side != active).cloned().collect();
+    for lane in stale {
+        lane.retire();
+    }
+    worker.pool.borrow_mut().retain(|key, idle| {
+        idle.truncate(POOL);
+        key.side == active
+    });
+    worker.recaller.borrow_mut().take();
+    for session in worker.all_sessions() {
+        if let Some((held, commands)) = session.take_hold(now) {
+            report.max_hold = report.max_hold.max(held);
+            report.held_commands += commands;
+        }
+        session.wake();
+    }
+    report
+}
