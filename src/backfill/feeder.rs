@@ -16,7 +16,6 @@ use super::{LoadOptions, OWN_PREFIX, cancelled};
 use crate::error::{Error, Result, Side};
 use crate::mirror::Mapping;
 use crate::mirror::expiry::padded;
-use crate::mirror::kinds::of_number;
 use crate::rdb::{self, Entry, Item, RdbError, ReadOptions, Reader, Stopped, What};
 
 /// A value of more bytes than this is encoded only when there is room in the budget.
@@ -131,9 +130,8 @@ fn feed<R: Read>(
 ) -> Result<(), Ended> {
     let mut batches = 0;
     let select = plan.select.as_deref();
-    let outside = |db, key: &[u8], type_id| {
-        select.is_some_and(|select| !select.keeps(db, key) || !select.keeps_type(of_number(type_id)))
-    };
+    let outside =
+        |db, key: &[u8], type_id| select.is_some_and(|select| !select.keeps_value(db, key, type_id));
     let map = plan.map.as_deref();
     loop {
         if lanes.sent != batches {

@@ -331,6 +331,22 @@ pub fn subcommand(parent: &Spec, sub: &[u8]) -> Option<&'static Spec> {
     parent.subs.iter().find(|found| found.words == words && found.len == sub.len()).map(|found| found.spec)
 }
 
+/// What a whole command is: of a container, its subcommand. `None`: it is not in the table.
+pub fn lookup_call(args: &[&[u8]]) -> Option<&'static Spec> {
+    let spec = lookup(args.first()?)?;
+    if spec.is_container() { subcommand(spec, args.get(1)?) } else { Some(spec) }
+}
+
+/// Which argument names another database than the one that is selected: of MOVE, and of COPY with DB.
+pub fn other_db(args: &[&[u8]]) -> Option<usize> {
+    let name = args.first()?;
+    if name.eq_ignore_ascii_case(b"MOVE") {
+        return Some(2);
+    }
+    let options = args.get(3..).filter(|_| name.eq_ignore_ascii_case(b"COPY"))?;
+    options.iter().position(|word| word.eq_ignore_ascii_case(b"DB")).map(|at| at + 4)
+}
+
 /// Every command of the table; subcommands through [`Spec::subcommands`].
 pub fn all() -> impl Iterator<Item = &'static Spec> {
     TABLE.specs.iter().copied()

@@ -167,7 +167,7 @@ impl Task {
             let _ = reply.send(Err(Error::passing(Side::Gateway, why)));
             return Ok(false);
         }
-        self.notes.add_copies(keys.into_iter().map(|(db, key)| KeyAt { db, key: key.into_vec() }))?;
+        self.notes.add_copies(keys.into_iter().map(KeyAt::from))?;
         self.copy_waiters.push(reply);
         Ok(true)
     }
@@ -175,10 +175,7 @@ impl Task {
     /// More keys have to be copied together with those that are.
     pub(super) fn widen(&self, stuck: &Stuck) -> Step<()> {
         match stuck {
-            Stuck::Missing(places) => {
-                let more = places.iter().map(|(db, key)| KeyAt { db: *db, key: key.to_vec() });
-                Ok(self.notes.add_copies(more)?)
-            }
+            Stuck::Missing(places) => Ok(self.notes.add_copies(places.iter().cloned().map(KeyAt::from))?),
             Stuck::Obstacle(why) => {
                 let error = Error::new(
                     self.options.from.side,
@@ -226,8 +223,7 @@ impl Task {
             None => Some(place.clone()),
         };
         let found: Option<Vec<Place>> = places.iter().map(origin).collect();
-        let at = |(db, key): Place| KeyAt { db, key: key.into_vec() };
-        found.unwrap_or_default().into_iter().map(at).collect()
+        found.unwrap_or_default().into_iter().map(KeyAt::from).collect()
     }
 
     /// Leaves out what was decided to be left out, and forgets what lies behind us.

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use super::older::SET_KEEPTTL;
 use super::transform::{Place, is_own};
-use crate::command::{Access, Effect, each_key, lookup, subcommand};
+use crate::command::{Access, Effect, each_key, lookup_call, other_db};
 use crate::error::{Error, Result, Side};
 use crate::resp::value::Value;
 use crate::resp::write;
@@ -136,12 +136,8 @@ impl Copying {
 /// It may change others too.
 pub fn places(args: &[&[u8]], db: u32) -> Result<Vec<(Place, bool)>, String> {
     let name = args.first().copied().unwrap_or_default();
-    let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
     let unknown = || format!("nobody can tell which keys {} changes", name.escape_ascii());
-    let mut spec = lookup(name).ok_or_else(unknown)?;
-    if spec.is_container() {
-        spec = args.get(1).and_then(|sub| subcommand(spec, sub)).ok_or_else(unknown)?;
-    }
+    let spec = lookup_call(args).ok_or_else(unknown)?;
     match spec.effect {
         Effect::None | Effect::Node | Effect::Publish | Effect::Scripts | Effect::Keyspace => {
             return Ok(Vec::new());
@@ -153,30 +149,33 @@ pub fn places(args: &[&[u8]], db: u32) -> Result<Vec<(Place, bool)>, String> {
         }
         Effect::Keys | Effect::Expiry => {}
     }
-    if is("SORT") && args.iter().skip(2).any(|word| word.contains(&b'*')) {
-        // BY and GET read keys that are named by a pattern.
+    if reads_by_pattern(args) {
         return Err(unknown());
     }
-    let mut found = Vec::new();
+    let mut found: Vec<(Place, bool)> = Vec::new();
     each_key(spec, args, |at, access| {
         if let (Some(key), true) = (args.get(at), access != Access::Channel) {
             found.push(((db, Box::from(*key)), access == Access::Write));
         }
     })
     .map_err(|_| unknown())?;
-    let number = |at: usize| args.get(at).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-    if is("MOVE") {
-        let there = number(2).ok_or_else(unknown)?;
-        found.push(((there, Box::from(args[1])), true));
-    }
-    if is("COPY")
-        && let Some(at) = args.iter().skip(3).position(|word| word.eq_ignore_ascii_case(b"DB"))
-    {
-        let there = number(at + 4).ok_or_else(unknown)?;
+    if let Some(at) = other_db(args) {
+        let number = args.get(at).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let there = number.ok_or_else(unknown)?;
+        // The first key stays; the second has the name of the first (MOVE), or its own (COPY).
+        let last = found.last().map(|((_, key), _)| key.clone()).ok_or_else(unknown)?;
         found.truncate(1);
-        found.push(((there, Box::from(args[2])), true));
+        found.push(((there, last), true));
     }
     Ok(found)
+}
+
+/// Whether a command reads keys that are named by a pattern only: BY and GET of SORT.
+pub fn reads_by_pattern(args: &[&[u8]]) -> bool {
+    let sorts = args
+        .first()
+        .is_some_and(|name| name.eq_ignore_ascii_case(b"SORT") || name.eq_ignore_ascii_case(b"SORT_RO"));
+    sorts && args.iter().skip(2).any(|word| word.contains(&b'*'))
 }
 
 /// Those of the keys that are small enough to be copied anew.

@@ -10,9 +10,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use super::copying::reads_by_pattern;
 use super::older::SET_KEEPTTL;
 use super::transform::{Place, is_own};
-use crate::command::{Access, Effect, each_key, lookup, subcommand};
+use crate::command::{Access, Effect, each_key, lookup_call, other_db};
 use crate::config::{KeyCase, Map};
 use crate::resp::write;
 
@@ -90,13 +91,8 @@ impl Mapping {
         if name.eq_ignore_ascii_case(b"FLUSHDB") {
             return true;
         }
-        let parent = lookup(name);
-        let spec = match parent {
-            Some(parent) if parent.is_container() => args.get(1).and_then(|sub| subcommand(parent, sub)),
-            spec => spec,
-        };
         let apart = [Effect::Publish, Effect::Scripts, Effect::Node, Effect::Keyspace];
-        spec.is_none_or(|spec| !apart.contains(&spec.effect))
+        lookup_call(args).is_none_or(|spec| !apart.contains(&spec.effect))
     }
 
     /// Whether keys have other names.
@@ -166,20 +162,14 @@ impl Mapping {
     /// A name cannot be given, or nobody can tell what the command's keys are.
     pub fn command(&self, args: &[&[u8]]) -> Result<Option<Vec<u8>>, String> {
         let name = args.first().copied().unwrap_or_default();
-        let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
         let mut renamed = Renamed { mapping: self, args, words: Vec::new() };
-        if is("SWAPDB") {
+        if name.eq_ignore_ascii_case(b"SWAPDB") {
             renamed.db(1)?;
             renamed.db(2)?;
             return Ok(renamed.command());
         }
-        if is("MOVE") {
-            renamed.db(2)?;
-        }
-        if is("COPY")
-            && let Some(at) = args.iter().skip(3).position(|word| word.eq_ignore_ascii_case(b"DB"))
-        {
-            renamed.db(at + 4)?;
+        if let Some(at) = other_db(args) {
+            renamed.db(at)?;
         }
         if !self.has_keys() {
             // A script that chooses databases by itself, as old sources send it.
@@ -205,10 +195,7 @@ impl Mapping {
             let name = name.escape_ascii().to_string().to_uppercase();
             format!("nobody can tell the keys of {name}, which [map] renames")
         };
-        let mut spec = lookup(name).ok_or_else(unknown)?;
-        if spec.is_container() {
-            spec = args.get(1).and_then(|sub| subcommand(spec, sub)).ok_or_else(unknown)?;
-        }
+        let spec = lookup_call(args).ok_or_else(unknown)?;
         match spec.effect {
             Effect::Node | Effect::Publish | Effect::Scripts | Effect::Keyspace => {
                 return Ok(renamed.command());
@@ -220,7 +207,7 @@ impl Mapping {
             Effect::Any => return Err(unknown()),
             Effect::None | Effect::Keys | Effect::Expiry => {}
         }
-        if (is("SORT") || is("SORT_RO")) && args.iter().skip(2).any(|word| word.contains(&b'*')) {
+        if reads_by_pattern(args) {
             return Err(unknown());
         }
         let mut keys = Vec::new();

@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::batch::REFUSED;
+use super::transform::Place;
 use crate::backfill::primary::Undo;
 use crate::error::{Error, Result, Side};
 
@@ -72,6 +73,12 @@ mod hex {
             return Err(D::Error::custom("pairs of hexadecimal digits are expected"));
         }
         Ok(digits.chunks_exact(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect())
+    }
+}
+
+impl From<Place> for KeyAt {
+    fn from((db, key): Place) -> Self {
+        Self { db, key: key.into_vec() }
     }
 }
 

@@ -17,7 +17,7 @@
 //! has keys of its own; where it has not, the mirror stops at such a key.
 
 use super::copying::places;
-use super::kinds::{Works, works};
+use super::kinds::{Works, of_number, works};
 use super::map::Mapping;
 use super::transform::{Place, is_own};
 use crate::config::{Filter, ValueType};
@@ -86,6 +86,11 @@ impl Selection {
             Some(Ok((db, key))) => self.filter.keeps(db, &key),
             Some(Err(_)) => !self.shared,
         }
+    }
+
+    /// Whether a key of the snapshot is copied, by its name and by the number of its type.
+    pub fn keeps_value(&self, db: u32, key: &[u8], type_id: u8) -> bool {
+        self.keeps(db, key) && self.keeps_type(of_number(type_id))
     }
 
     /// What becomes of a command that is run in `db`.

@@ -16,7 +16,6 @@ use crate::backfill::feeder::renamed;
 use crate::backfill::{Pace, Progress, Throttle};
 use crate::error::{Error, Side};
 use crate::mirror::expiry::padded;
-use crate::mirror::kinds::of_number;
 use crate::mirror::{Mapping, Selection};
 use crate::rdb::{Entry, Item, RawValue, ReadOptions, Reader, Stopped, Writer};
 use crate::server::{self, Capabilities};
@@ -112,9 +111,8 @@ impl Pass {
         let progress = &self.progress;
         let select = self.select.as_deref();
         let map = self.map.as_deref();
-        let outside = |db, key: &[u8], type_id| {
-            select.is_some_and(|select| !select.keeps(db, key) || !select.keeps_type(of_number(type_id)))
-        };
+        let outside =
+            |db, key: &[u8], type_id| select.is_some_and(|select| !select.keeps_value(db, key, type_id));
         loop {
             if out.writer.bytes().len() >= PIECE {
                 out.flush()?;

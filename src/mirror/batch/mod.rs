@@ -418,13 +418,7 @@ impl Collector {
                         }
                         Verdict::Instead(bytes) => {
                             instead = bytes;
-                            match command.instead(&instead) {
-                                Some(other) => {
-                                    let plan = self.transform.plan(&other);
-                                    (other, plan)
-                                }
-                                None => (command, plan),
-                            }
+                            in_place_of(command, plan, &instead, &self.transform)
                         }
                         Verdict::Copy(places) => {
                             self.unselected = Some((named(&command, self.db), Stuck::Missing(places)));
@@ -454,13 +448,7 @@ impl Collector {
                         Ok(None) => (command, plan),
                         Ok(Some(bytes)) => {
                             renamed = bytes;
-                            match command.instead(&renamed) {
-                                Some(other) => {
-                                    let plan = self.transform.plan(&other);
-                                    (other, plan)
-                                }
-                                None => (command, plan),
-                            }
+                            in_place_of(command, plan, &renamed, &self.transform)
                         }
                         Err(why) => {
                             let why = format!("{REFUSED}: {why}");
@@ -674,6 +662,22 @@ impl Collector {
 /// Whether a command changes data.
 fn is_data(plan: Plan) -> bool {
     !matches!(plan, Plan::Skip | Plan::Select(_) | Plan::Multi | Plan::Exec)
+}
+
+/// Another command in the place of one of the stream, and what is to be done with it.
+fn in_place_of<'a>(
+    command: Command<'a>,
+    plan: Plan,
+    bytes: &'a [u8],
+    transform: &Transform,
+) -> (Command<'a>, Plan) {
+    match command.instead(bytes) {
+        Some(other) => {
+            let plan = transform.plan(&other);
+            (other, plan)
+        }
+        None => (command, plan),
+    }
 }
 
 /// A command of the stream, for a message.

@@ -28,6 +28,7 @@ use super::decode::Command;
 use super::expiry::padded;
 use super::older::{self, Payload};
 use super::scripts::{self, Scripts};
+use crate::command::other_db;
 use crate::resp::write;
 
 pub use dialect::Dialect;
@@ -482,10 +483,9 @@ impl Transform {
             }
             Class::Carry => {
                 let target = args.get(2)?;
-                let mut options = args.get(3..).unwrap_or_default().iter();
-                let db = match options.any(|word| word.eq_ignore_ascii_case(b"DB")) {
-                    true => u32::try_from(int(options.next()?)?).ok()?,
-                    false => db,
+                let db = match other_db(args) {
+                    Some(at) => u32::try_from(int(args.get(at)?)?).ok()?,
+                    None => db,
                 };
                 self.near.insert((db, (*target).into()));
                 None
