@@ -171,6 +171,10 @@ fn refusals_say_what_to_write() {
         ("source.url = 'redis://a:1'\nretry.connection = '31days'", "retry.connection"),
         ("source.url = 'redis://a:1'\nfilter.include_keys = ['regex:(']", "no pattern of keys"),
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['selekt']", "no command is called"),
+        (
+            "source.url = 'redis://a:1'\nfilter.types = ['strings']",
+            "`string`, `list`, `set`, `zset`, `hash`, `stream`, `module`",
+        ),
         ("source.url = 'redis://a:1'\nfilter.exclude_commands = ['multi']", "changes no data"),
         ("source.url = 'redis://a:1'\nmap.databases = { x = 1 }", "no number of a database"),
         ("source.url = 'redis://a:1'\nmap.databases = { 0 = 1, 00 = 2 }", "database 0 twice"),

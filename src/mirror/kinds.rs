@@ -24,7 +24,9 @@ pub fn works(name: &[u8]) -> Option<Works> {
     Some(match &name[..] {
         b"set" | b"setex" | b"psetex" | b"getset" | b"mset" | b"msetex" | b"bitop" => Becomes(String),
         b"append" | b"incr" | b"decr" | b"incrby" | b"decrby" | b"incrbyfloat" | b"setrange" | b"setbit"
-        | b"bitfield" | b"setnx" | b"msetnx" | b"pfadd" | b"pfmerge" => On(String),
+        | b"bitfield" | b"setnx" | b"msetnx" | b"pfadd" | b"pfmerge" | b"pfcount" | b"getdel" | b"getex" => {
+            On(String)
+        }
         b"lpush" | b"rpush" | b"lpushx" | b"rpushx" | b"linsert" | b"lset" | b"lrem" | b"ltrim" | b"lpop"
         | b"rpop" | b"lmpop" | b"lmove" | b"rpoplpush" => On(List),
         b"sunionstore" | b"sinterstore" | b"sdiffstore" => Becomes(Set),
@@ -42,6 +44,46 @@ pub fn works(name: &[u8]) -> Option<Works> {
         b"del" | b"unlink" | b"expire" | b"pexpire" | b"expireat" | b"pexpireat" | b"persist" => OnAny,
         _ => return None,
     })
+}
+
+/// What a command that overwrites asks of the value that it replaces, which may be of any type.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Before<'a> {
+    /// Nothing that another type than its own could answer.
+    Nothing,
+    /// That there is one (XX). The source only sends what took effect, so it goes without that word.
+    Key(Vec<&'a [u8]>),
+    /// Its expiry (KEEPTTL).
+    Expiry,
+}
+
+/// What a command that overwrites asks of what was there.
+pub fn before<'a>(args: &[&'a [u8]]) -> Before<'a> {
+    let is = |word: &[u8], other: &str| word.eq_ignore_ascii_case(other.as_bytes());
+    let name = args.first().copied().unwrap_or_default();
+    let options = match () {
+        () if is(name, "SET") => 3,
+        // The number of pairs, and the pairs.
+        () if is(name, "MSETEX") => {
+            let pairs = args.get(1).and_then(|text| std::str::from_utf8(text).ok()?.parse::<usize>().ok());
+            pairs.and_then(|pairs| pairs.checked_mul(2)?.checked_add(2)).unwrap_or(args.len())
+        }
+        () => return Before::Nothing,
+    };
+    let (head, options) = args.split_at(options.min(args.len()));
+    // GET and the conditions on the value say WRONGTYPE to other types; behind a condition stands any text.
+    let looks = |word: &&&[u8]| ["GET", "IFEQ", "IFNE", "IFDEQ", "IFDNE"].iter().any(|one| is(word, one));
+    if options.iter().any(|word| looks(&word)) {
+        return Before::Nothing;
+    }
+    if options.iter().any(|word| is(word, "KEEPTTL")) {
+        return Before::Expiry;
+    }
+    if !options.iter().any(|word| is(word, "XX")) {
+        return Before::Nothing;
+    }
+    let kept = options.iter().filter(|word| !is(word, "XX"));
+    Before::Key(head.iter().chain(kept).copied().collect())
 }
 
 /// The type of a value by the number that a snapshot, or the payload of DUMP, begins it with.
@@ -78,6 +120,38 @@ mod tests {
         }
         assert_eq!(works(b"RENAME"), None);
         assert_eq!(works(b"hIncrBy"), Some(Works::On(ValueType::Hash)));
+    }
+
+    #[test]
+    fn what_was_there_before_may_count() {
+        let asks = |line: &'static str| before(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+        let without = |line: &'static str| Before::Key(line.split(' ').map(str::as_bytes).collect());
+        for nothing in [
+            "SET k v",
+            "SET k XX",
+            "SET XX KEEPTTL",
+            "SET k v PXAT 5",
+            "SET k v NX",
+            "SET k v xx GET",
+            "SET k v GET KEEPTTL",
+            "SET k v IFEQ XX",
+            "SET k v ifne KEEPTTL",
+            "GETSET k XX",
+            "MSET a XX",
+            "MSETEX 1 a XX",
+            "MSETEX 1 a KEEPTTL NX",
+            "MSETEX 99999999999999999999 a XX",
+            "MSETEX",
+            "SET",
+        ] {
+            assert_eq!(asks(nothing), Before::Nothing, "{nothing}");
+        }
+        for expiry in ["SET k v KEEPTTL", "set k v xx keepttl", "MSETEX 2 a 1 b 2 KEEPTTL"] {
+            assert_eq!(asks(expiry), Before::Expiry, "{expiry}");
+        }
+        assert_eq!(asks("SET k XX xx"), without("SET k XX"));
+        assert_eq!(asks("SET k v XX PX 5"), without("SET k v PX 5"));
+        assert_eq!(asks("MSETEX 1 XX v XX EX 5"), without("MSETEX 1 XX v EX 5"));
     }
 
     #[test]

@@ -11,13 +11,14 @@
 //!
 //! With types, the command tells by itself which type it works on ([`super::kinds`]): one of a type that is not copied is left out, or, where it
 //! overwrites, removes what the destination has of that key. What depends on the values (RENAME, RESTORE, a SORT that stores) has its keys
-//! copied anew too, and a value of a type that is not copied counts as none.
+//! copied anew too, and a value of a type that is not copied counts as none. So does a SET that keeps the expiry of what was there (KEEPTTL,
+//! which is also how INCRBYFLOAT is sent): the other side may not have had it.
 //!
 //! Patterns go by the names of the source. On the way back, what has no name there ([`super::map`]) is outside too, where the destination
 //! has keys of its own; where it has not, the mirror stops at such a key.
 
 use super::copying::places;
-use super::kinds::{Works, of_number, works};
+use super::kinds::{Before, Works, before, of_number, works};
 use super::map::Mapping;
 use super::transform::{Place, is_own};
 use crate::config::{Filter, ValueType};
@@ -127,7 +128,7 @@ impl Selection {
             Err(why) => return Verdict::Stop(why),
         };
         let inside = |place: &Place| self.keeps(place.0, &place.1) || is_own(&place.1);
-        if let Some(verdict) = self.by_type(name, &places) {
+        if let Some(verdict) = self.by_type(args, &places) {
             return verdict;
         }
         if places.iter().all(|(place, _)| inside(place)) {
@@ -168,7 +169,7 @@ impl Selection {
     }
 
     /// What becomes of a command on account of the types that it works on, when that is not what its keys say.
-    fn by_type(&self, name: &[u8], places: &[(Place, bool)]) -> Option<Verdict> {
+    fn by_type(&self, args: &[&[u8]], places: &[(Place, bool)]) -> Option<Verdict> {
         let ours = |(place, written): &&(Place, bool)| {
             *written && self.keeps(place.0, &place.1) && !is_own(&place.1)
         };
@@ -176,9 +177,19 @@ impl Selection {
         if !self.has_types() || changed.is_empty() {
             return None;
         }
-        match works(name) {
+        match works(args.first().copied().unwrap_or_default()) {
             Some(Works::OnAny) => None,
-            Some(Works::On(kind) | Works::Becomes(kind)) if self.keeps_type(kind) => None,
+            // A value of a type that is left out may have been there, which the other side does not have.
+            Some(Works::Becomes(kind)) if self.keeps_type(kind) => match before(args) {
+                Before::Nothing => None,
+                Before::Key(without) => {
+                    let mut out = Vec::new();
+                    write::command(&mut out, &without);
+                    Some(Verdict::Instead(out))
+                }
+                Before::Expiry => Some(Verdict::Copy(changed)),
+            },
+            Some(Works::On(kind)) if self.keeps_type(kind) => None,
             Some(Works::On(_)) => Some(Verdict::Drop),
             // Of what was there before, the destination may have something.
             Some(Works::Becomes(_)) => {
@@ -302,6 +313,29 @@ mod tests {
         }
         assert!(matches!(judged(&two, "EVAL return 1 a", 0), Verdict::Stop(_)));
         assert!(matches!(judged(&two, "NOBODYKNOWS a", 0), Verdict::Stop(_)));
+        assert_eq!(judged(&two, "SET a v XX KEEPTTL", 0), instead("DEL a"));
+    }
+
+    #[test]
+    fn a_string_may_have_come_in_the_place_of_another_type() {
+        let mut strings = selection(&[], &["tmp:*"], &[], true);
+        strings.filter.types = vec![ValueType::String];
+        for (line, verdict) in [
+            ("SET a v", Verdict::Pass),
+            ("SET a v NX", Verdict::Pass),
+            ("SET a v XX", instead("SET a v")),
+            ("SET a v KEEPTTL", copies(&["a"])),
+            ("SET a v XX GET", Verdict::Pass),
+            ("SET tmp:a v KEEPTTL", Verdict::Drop),
+            ("SET crossfade:x v XX", Verdict::Pass),
+            ("MSETEX 2 a 1 tmp:b 2 KEEPTTL", copies(&["a"])),
+            ("LPUSH a 1", Verdict::Drop),
+            ("SUNIONSTORE a s t", instead("DEL a")),
+        ] {
+            assert_eq!(judged(&strings, line, 0), verdict, "{line}");
+        }
+        let all = selection(&[], &["tmp:*"], &[], true);
+        assert_eq!(judged(&all, "SET a v KEEPTTL", 0), Verdict::Pass, "without types all is known");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::SettleReport;
 use super::expiry::{is_padded, padded, true_expiry};
+use super::kinds::of_name;
 use super::map::Mapping;
 use super::select::Selection;
 use super::transform::{Mode, Place, SOON_MS, Transform, is_own, select};
@@ -63,6 +64,32 @@ impl Ours<'_> {
             },
         };
         self.select.is_none_or(|select| select.keeps(origin.0, &origin.1))
+    }
+
+    /// Those of the keys whose values are of a type that is copied. The server is asked where that is not any type.
+    async fn of_our_types(&self, client: &mut Client, places: Vec<Place>) -> Result<Vec<Place>> {
+        let Some(filter) = self.select.filter(|filter| filter.has_types()) else { return Ok(places) };
+        let mut out = Vec::with_capacity(places.len() * 48);
+        let (mut db, mut answers) = (None, Vec::with_capacity(places.len()));
+        for (at, key) in &places {
+            if db != Some(*at) {
+                select(*at, &mut out);
+                answers.push(false);
+                db = Some(*at);
+            }
+            write::command(&mut out, &[&b"TYPE"[..], key]);
+            answers.push(true);
+        }
+        let replies = client.pipeline(&out, answers.len()).await?;
+        let mut kept = Vec::with_capacity(places.len());
+        let mut places = places.into_iter();
+        for (reply, is_type) in replies.into_iter().zip(answers) {
+            let reply = refused(client, Some(reply), "TYPE")?;
+            if is_type && let Some(place) = places.next() {
+                kept.extend(filter.keeps_type(of_name(reply.as_str().unwrap_or_default())).then_some(place));
+            }
+        }
+        Ok(kept)
     }
 }
 
@@ -146,12 +173,14 @@ impl Sweep {
         if !self.first.is_empty() {
             let rest = self.first.len().saturating_sub(SLICE);
             let places = self.first.split_off(rest);
+            let places = ours.of_our_types(client, places).await?;
             self.visit(client, transform, places, exact_time, now_ms).await?;
             return Ok(None);
         }
         if let Some(&db) = self.dbs.front() {
             let keys = self.scan(client, db).await?;
             let places = keys.into_iter().map(|key| (db, key)).filter(|place| ours.has(place)).collect();
+            let places = ours.of_our_types(client, places).await?;
             self.visit(client, transform, places, exact_time, now_ms).await?;
             return Ok(None);
         }

@@ -31,13 +31,17 @@ struct Meta {
     size: Option<u64>,
 }
 
-/// The keys that differ.
-pub(super) async fn compare(
-    pair: &mut Pair,
-    db: u32,
-    keys: &[Bytes],
-    shared: &Shared,
-) -> Result<Vec<Difference>> {
+/// What a comparison of some keys found.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// The keys that differ.
+    pub(super) differences: Vec<Difference>,
+    /// How many were compared: a filter may leave some out by their type.
+    pub(super) keys: u64,
+}
+
+/// Compares keys of one db.
+pub(super) async fn compare(pair: &mut Pair, db: u32, keys: &[Bytes], shared: &Shared) -> Result<Compared> {
     // What has no name on the other side cannot be there.
     if let Some(map) = &shared.options.map
         && let Some(nameless) = keys.iter().position(|key| map.place(db, key).is_err())
@@ -46,20 +50,25 @@ pub(super) async fn compare(
         let (named, others): (Vec<Bytes>, Vec<Bytes>) =
             keys.iter().cloned().partition(|key| map.place(db, key).is_ok());
         let mut found = match named.is_empty() {
-            true => Vec::new(),
+            true => Compared::default(),
             false => Box::pin(compare(pair, db, &named, shared)).await?,
         };
         let missing = |key: &Bytes| difference(db, key, Kind::MissingOnB, why.clone());
-        found.extend(others.iter().map(missing));
+        found.differences.extend(others.iter().map(missing));
+        found.keys += others.len() as u64;
         return Ok(found);
     }
     tokio::try_join!(pair.a.select(db), pair.b.select(db))?;
     let (mut a, mut b) = tokio::try_join!(metas(&mut pair.a, keys), metas(&mut pair.b, keys))?;
+    let mut left_out = 0;
     if let Some(select) = shared.options.select.as_ref().filter(|select| select.has_types()) {
+        let there = |a: &[Meta], b: &[Meta]| a.iter().zip(b).filter(|(a, b)| a.present || b.present).count();
+        let before = there(&a, &b);
         tokio::try_join!(
             leave_types_out(&mut pair.a, keys, &mut a, select),
             leave_types_out(&mut pair.b, keys, &mut b, select)
         )?;
+        left_out = before - there(&a, &b);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let alive = |meta: &Meta| meta.present && meta.expires.is_none_or(|at| at > now);
@@ -111,7 +120,7 @@ pub(super) async fn compare(
             found_in(at, Kind::Expiry, what);
         }
     }
-    Ok(found)
+    Ok(Compared { differences: found, keys: (keys.len() - left_out) as u64 })
 }
 
 pub(super) fn difference(db: u32, key: &Bytes, kind: Kind, what: String) -> Difference {
@@ -200,6 +209,10 @@ async fn leave_types_out(
         questions.add(&[b"TYPE", key]);
     }
     for (meta, answer) in metas.iter_mut().zip(link.ask(&questions).await?) {
+        // Without an answer a key would pass for one of a type that is left out.
+        if let Value::Error(text) = &answer {
+            return Err(link.refused("TYPE", text));
+        }
         meta.present &= select.keeps_type(of_name(answer.as_str().unwrap_or_default()));
     }
     Ok(())

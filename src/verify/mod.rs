@@ -211,13 +211,13 @@ pub async fn compare(a: &Endpoint, b: &Endpoint, options: VerifyOptions) -> Resu
             loop {
                 let next = receive.lock().await.recv().await;
                 let Some((db, keys)) = next else { return Ok(()) };
-                let found = batch::compare(&mut pair, db, &keys, &shared).await?;
-                let count = keys.len() as u64;
+                let batch::Compared { differences, keys: count } =
+                    batch::compare(&mut pair, db, &keys, &shared).await?;
                 shared.compared.fetch_add(count, Ordering::Relaxed);
                 if let Some(progress) = &shared.options.progress {
                     progress.fetch_add(count, Ordering::Relaxed);
                 }
-                suspects.lock().await.add(found);
+                suspects.lock().await.add(differences);
             }
         });
     }
@@ -384,7 +384,7 @@ async fn again(pair: &mut Pair, suspects: &Suspects, shared: &Shared) -> Result<
     let mut found = Found::default();
     for (db, keys) in by_db {
         for keys in keys.chunks(shared.options.batch.max(1)) {
-            found.add(batch::compare(pair, db, keys, shared).await?);
+            found.add(batch::compare(pair, db, keys, shared).await?.differences);
         }
     }
     Ok(found.suspects)

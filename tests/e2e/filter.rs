@@ -282,3 +282,75 @@ async fn types_as_a_replica() {
 async fn types_by_commands() {
     types("commands").await;
 }
+
+/// A key of the source that changes its type by a command which asks for the key that was there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_string_in_the_place_of_another_type_keeps_its_expiry() {
+    let config = "[filter]\ntypes = [\"string\"]\n";
+    let mut lab = Setup::new().config(config).build().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["RPUSH", "before", "a"]).await.unwrap();
+    lab.gateway.begin().await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    for line in [
+        "SET before v XX",
+        "RPUSH xx a",
+        "SET xx v XX",
+        "RPUSH ttl a",
+        "PEXPIRE ttl 900000",
+        "SET ttl v KEEPTTL",
+        "SET float 1",
+        "INCRBYFLOAT float 1.5",
+    ] {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    lab.in_step().await;
+    let expected = of_types(&lab.source, &["string"]).await;
+    assert_eq!(expected.len(), 4);
+    assert_eq!(of_types(&lab.destination, &["string"]).await, expected);
+    let left = lab.destination.call(&["PTTL", "ttl"]).await.unwrap().number().unwrap();
+    assert!(left > 0, "{left}");
+    let report = lab.gateway.order("verify", &serde_json::json!({})).await.unwrap();
+    assert_eq!(report["difference_count"], 0, "{report}");
+}
+
+/// Other types are not compared, and not counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_keys_of_the_types_are_counted_as_compared() {
+    let mut lab = Setup::new().config("[filter]\ntypes = [\"list\"]\n").build().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    for n in 0..40 {
+        client.must(&["SET", &format!("s:{n}"), "v"]).await.unwrap();
+        if n < 7 {
+            client.must(&["RPUSH", &format!("l:{n}"), "v"]).await.unwrap();
+        }
+    }
+    lab.gateway.begin().await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    lab.in_step().await;
+    let report = lab.gateway.order("verify", &serde_json::json!({})).await.unwrap();
+    assert_eq!((&report["difference_count"], &report["compared"]), (&0.into(), &7.into()), "{report}");
+}
+
+/// What the source has of other types is its own also after a switch: its expiries are not touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn expiries_of_other_types_stay_as_they_are_on_the_way_back() {
+    let mut lab = Setup::new().config("[filter]\ntypes = [\"list\"]\n").build().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    for n in 0..20 {
+        client.must(&["SET", &format!("s:{n}"), "v", "PX", "900000"]).await.unwrap();
+        client.must(&["RPUSH", &format!("l:{n}"), "v"]).await.unwrap();
+    }
+    lab.gateway.begin().await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    let known = serde_json::json!({"clients_know_the_map": true});
+    lab.gateway.order("cutover", &known).await.unwrap();
+    lab.in_step().await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(3);
+    while std::time::Instant::now() < deadline {
+        let left = lab.source.call(&["PTTL", "s:3"]).await.unwrap().number().unwrap();
+        assert!((1..=900_000).contains(&left), "{left}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    lab.rollback().await;
+}
