@@ -125,7 +125,8 @@ impl Task {
         let copying = loop {
             let replid = self.journal.replid();
             let from = self.options.from.clone();
-            let taking = copying::take(&from, &keys, replid.as_deref());
+            let select = self.options.select.clone();
+            let taking = copying::take(&from, &keys, select.as_deref(), replid.as_deref());
             let cancel = self.cancel.clone();
             match cancel.run_until_cancelled(taking).await.ok_or(End::Stopped)? {
                 Ok(copying) if copying.until < collector.sealed().0 => {

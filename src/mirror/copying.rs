@@ -23,7 +23,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::kinds::of_name;
 use super::older::SET_KEEPTTL;
+use super::select::Selection;
 use super::transform::{Place, is_own};
 use crate::command::{Access, Effect, each_key, lookup_call, other_db};
 use crate::error::{Error, Result, Side};
@@ -201,12 +203,36 @@ async fn sizes(client: &mut Client, keys: &[Place]) -> Result<Vec<i64>> {
     Ok(sizes)
 }
 
+/// Which of the keys are of a type that is left out.
+async fn left_out(client: &mut Client, keys: &[Place], select: Option<&Selection>) -> Result<Vec<bool>> {
+    let Some(select) = select.filter(|select| select.has_types()) else { return Ok(vec![false; keys.len()]) };
+    let mut out = Vec::new();
+    for (db, key) in keys {
+        write::command(&mut out, &["SELECT", &db.to_string()]);
+        write::command(&mut out, &[&b"TYPE"[..], key]);
+    }
+    write::command(&mut out, &["SELECT", "0"]);
+    let replies = client.pipeline(&out, 2 * keys.len() + 1).await?;
+    if let Some(text) = replies.iter().find_map(Value::error) {
+        let error = if passes(&text) { Error::passing } else { Error::new };
+        return Err(error(client.side(), format!("the types of keys cannot be asked for: {text}"))
+            .remedy("the gateway's user needs SELECT and TYPE there"));
+    }
+    let names = replies.iter().skip(1).step_by(2).map(|name| name.as_str().unwrap_or_default());
+    Ok(names.map(|name| name != "none" && !select.keeps_type(of_name(name))).collect())
+}
+
 /// Takes the values of keys from the server whose stream is read, and the offset at which they are what they are. `replid`
-/// names that stream.
+/// names that stream. What is large and of a type that `select` leaves out is not read, and counts as none.
 ///
 /// # Errors
 /// Passing: it cannot be reached, or its stream is another by now. Lasting: it refuses, or they are too large.
-pub async fn take(from: &Endpoint, keys: &[Place], replid: Option<&str>) -> Result<Copying> {
+pub async fn take(
+    from: &Endpoint,
+    keys: &[Place],
+    select: Option<&Selection>,
+    replid: Option<&str>,
+) -> Result<Copying> {
     let side = from.side;
     let remedy =
         "leave it out with `crossfade resume --skip-failed`; the key differs until it is replaced as a whole";
@@ -217,8 +243,11 @@ pub async fn take(from: &Endpoint, keys: &[Place], replid: Option<&str>) -> Resu
     let mut client = Client::open(&Endpoint { db: 0, ..from.clone() }, Duration::from_secs(5)).await?;
     client.set_timeout(TIMEOUT);
     let exact = Capabilities::probe(&mut client).await?.pexpiretime;
-    for ((_, key), size) in keys.iter().zip(sizes(&mut client, keys).await?) {
-        if size > LARGEST {
+    let mut outside = left_out(&mut client, keys, select).await?;
+    for (((_, key), size), outside) in keys.iter().zip(sizes(&mut client, keys).await?).zip(&mut outside) {
+        // The small ones are read all the same: their type is seen then, and may be another by that time.
+        *outside &= size > LARGEST;
+        if size > LARGEST && !*outside {
             let message = format!("key {:?} is too large to be copied anew", String::from_utf8_lossy(key));
             return Err(Error::new(side, message).remedy(remedy));
         }
@@ -227,9 +256,9 @@ pub async fn take(from: &Endpoint, keys: &[Place], replid: Option<&str>) -> Resu
     write::command(&mut out, &["MULTI"]);
     write::command(&mut out, &["INFO"]);
     write::command(&mut out, &["TIME"]);
-    for (db, key) in keys {
+    for ((db, key), outside) in keys.iter().zip(&outside) {
         write::command(&mut out, &["SELECT", &db.to_string()]);
-        write::command(&mut out, &[&b"DUMP"[..], key]);
+        write::command(&mut out, &[if *outside { &b"TYPE"[..] } else { b"DUMP" }, key]);
         write::command(&mut out, &[if exact { &b"PEXPIRETIME"[..] } else { b"PTTL" }, key]);
     }
     write::command(&mut out, &["EXEC"]);
@@ -240,7 +269,16 @@ pub async fn take(from: &Endpoint, keys: &[Place], replid: Option<&str>) -> Resu
             .remedy("the gateway's user needs MULTI, INFO, TIME, SELECT, DUMP, PTTL and PEXPIRETIME there"));
     }
     let odd = || Error::passing(side, "MULTI with DUMP was answered with something else");
-    let answers = replies.pop().and_then(Value::into_array).ok_or_else(odd)?;
+    let mut answers = replies.pop().and_then(Value::into_array).ok_or_else(odd)?;
+    // Behind INFO and TIME there are three answers to a key.
+    for at in (0..keys.len()).filter(|at| outside[*at]).map(|nth| 2 + 3 * nth + 1) {
+        let answer = answers.get_mut(at).ok_or_else(odd)?;
+        let Some(name) = answer.as_str().filter(|_| answer.error().is_none()) else { continue };
+        if name != "none" && select.is_some_and(|select| select.keeps_type(of_name(name))) {
+            return Err(Error::passing(side, "a key has changed its type while it was read"));
+        }
+        *answer = Value::Nil;
+    }
     read(keys, replid, exact, answers, side)?.ok_or_else(odd)
 }
 

@@ -53,7 +53,7 @@ pub enum Before<'a> {
     Nothing,
     /// That there is one (XX). The source only sends what took effect, so it goes without that word.
     Key(Vec<&'a [u8]>),
-    /// Its expiry (KEEPTTL).
+    /// Its expiry (KEEPTTL), unless it looks like INCRBYFLOAT, which only works on strings.
     Expiry,
 }
 
@@ -77,13 +77,21 @@ pub fn before<'a>(args: &[&'a [u8]]) -> Before<'a> {
         return Before::Nothing;
     }
     if options.iter().any(|word| is(word, "KEEPTTL")) {
-        return Before::Expiry;
+        return if is_sum(args) { Before::Nothing } else { Before::Expiry };
     }
     if !options.iter().any(|word| is(word, "XX")) {
         return Before::Nothing;
     }
     let kept = options.iter().filter(|word| !is(word, "XX"));
     Before::Key(head.iter().chain(kept).copied().collect())
+}
+
+/// Whether this is how a server sends INCRBYFLOAT (from 6.0 on): in these very letters, with a number as it writes them.
+fn is_sum(args: &[&[u8]]) -> bool {
+    let [b"SET", _, number, b"KEEPTTL"] = args else { return false };
+    let number = number.strip_prefix(b"-").unwrap_or(number);
+    let mut halves = number.splitn(2, |byte| *byte == b'.');
+    halves.all(|half| !half.is_empty() && half.iter().all(u8::is_ascii_digit))
 }
 
 /// The type of a value by the number that a snapshot, or the payload of DUMP, begins it with.
@@ -146,7 +154,20 @@ mod tests {
         ] {
             assert_eq!(asks(nothing), Before::Nothing, "{nothing}");
         }
-        for expiry in ["SET k v KEEPTTL", "set k v xx keepttl", "MSETEX 2 a 1 b 2 KEEPTTL"] {
+        for sum in ["SET k 10.5 KEEPTTL", "SET k -3 KEEPTTL"] {
+            assert_eq!(asks(sum), Before::Nothing, "{sum}");
+        }
+        for expiry in [
+            "SET k 1. KEEPTTL",
+            "SET k 1e5 KEEPTTL",
+            "SET k 1.5.2 KEEPTTL",
+            "SET k - KEEPTTL",
+            "set k 1 KEEPTTL",
+            "SET k 1 XX KEEPTTL",
+            "SET k v KEEPTTL",
+            "set k v xx keepttl",
+            "MSETEX 2 a 1 b 2 KEEPTTL",
+        ] {
             assert_eq!(asks(expiry), Before::Expiry, "{expiry}");
         }
         assert_eq!(asks("SET k XX xx"), without("SET k XX"));

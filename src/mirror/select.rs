@@ -11,8 +11,10 @@
 //!
 //! With types, the command tells by itself which type it works on ([`super::kinds`]): one of a type that is not copied is left out, or, where it
 //! overwrites, removes what the destination has of that key. What depends on the values (RENAME, RESTORE, a SORT that stores) has its keys
-//! copied anew too, and a value of a type that is not copied counts as none. So does a SET that keeps the expiry of what was there (KEEPTTL,
-//! which is also how INCRBYFLOAT is sent): the other side may not have had it.
+//! copied anew too, and a value of a type that is not copied counts as none. So does a SET that keeps the expiry of what was there
+//! (KEEPTTL), which the other side may not have had. INCRBYFLOAT is sent in the same words, and far too often for that: a SET of a number with
+//! KEEPTTL goes on as it is. Where a client says so of a key that was of a type that is left out, the expiry is missing, and the comparison
+//! names the key.
 //!
 //! Patterns go by the names of the source. On the way back, what has no name there ([`super::map`]) is outside too, where the destination
 //! has keys of its own; where it has not, the mirror stops at such a key.
@@ -325,6 +327,7 @@ mod tests {
             ("SET a v NX", Verdict::Pass),
             ("SET a v XX", instead("SET a v")),
             ("SET a v KEEPTTL", copies(&["a"])),
+            ("SET a 1.5 KEEPTTL", Verdict::Pass),
             ("SET a v XX GET", Verdict::Pass),
             ("SET tmp:a v KEEPTTL", Verdict::Drop),
             ("SET crossfade:x v XX", Verdict::Pass),

@@ -354,3 +354,21 @@ async fn expiries_of_other_types_stay_as_they_are_on_the_way_back() {
     }
     lab.rollback().await;
 }
+
+/// What is not copied may be of any size.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_out_is_not_read() {
+    let mut lab = Setup::new().config("[filter]\ntypes = [\"list\"]\n").build().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    lab.gateway.begin().await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    // Above what is copied anew.
+    client.must(&["SETRANGE", "large", "140000000", "x"]).await.unwrap();
+    for line in ["RPUSH l a", "RPUSH there a", "RENAME large there", "RENAME l moved"] {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    lab.in_step().await;
+    let expected = of_types(&lab.source, &["list"]).await;
+    assert_eq!(expected.len(), 1, "`there` is a string now");
+    assert_eq!(of_types(&lab.destination, &["string", "list"]).await, expected);
+}
