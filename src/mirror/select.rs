@@ -15,6 +15,8 @@
 //! (KEEPTTL), which the other side may not have had. INCRBYFLOAT is sent in the same words, and far too often for that: a SET of a number with
 //! KEEPTTL goes on as it is. Where a client says so of a key that was of a type that is left out, the expiry is missing, and the comparison
 //! names the key.
+//! Types do not keep names apart: what goes on for a key (DEL, EXPIRE, a DEL instead of SET) also concerns a value of another type that the other side
+//! has of its own under that name.
 //!
 //! Patterns go by the names of the source. On the way back, what has no name there ([`super::map`]) is outside too, where the destination
 //! has keys of its own; where it has not, the mirror stops at such a key.
