@@ -461,6 +461,21 @@ pub enum ValueType {
     Module,
 }
 
+impl ValueType {
+    /// Its name in the configuration, which is what TYPE answers but for [`ValueType::Module`].
+    pub fn name(self) -> &'static str {
+        match self {
+            ValueType::String => "string",
+            ValueType::List => "list",
+            ValueType::Set => "set",
+            ValueType::Zset => "zset",
+            ValueType::Hash => "hash",
+            ValueType::Stream => "stream",
+            ValueType::Module => "module",
+        }
+    }
+}
+
 /// `[map]`: what gets another name on the destination.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

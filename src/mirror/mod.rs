@@ -45,6 +45,7 @@ pub mod copying;
 pub mod decode;
 pub mod expiry;
 mod governor;
+mod guard;
 mod heartbeat;
 pub mod kinds;
 mod limits;

@@ -15,17 +15,17 @@
 //! (KEEPTTL), which the other side may not have had. INCRBYFLOAT is sent in the same words, and far too often for that: a SET of a number with
 //! KEEPTTL goes on as it is. Where a client says so of a key that was of a type that is left out, the expiry is missing, and the comparison
 //! names the key.
-//! Types do not keep names apart: what goes on for a key (DEL, EXPIRE, a DEL instead of SET) also concerns a value of another type that the other side
-//! has of its own under that name.
+//! Types do not keep names apart: where the other side has values of its own, a [guard](super::guard) looks at what it overwrites.
 //!
 //! Patterns go by the names of the source. On the way back, what has no name there ([`super::map`]) is outside too, where the destination
 //! has keys of its own; where it has not, the mirror stops at such a key.
 
 use super::copying::places;
+use super::guard::Guard;
 use super::kinds::{Before, Works, before, of_number, works};
 use super::map::Mapping;
 use super::transform::{Place, is_own};
-use crate::config::{Filter, ValueType};
+use crate::config::{Filter, OnExistingKey, ValueType};
 use crate::resp::write;
 
 /// What is copied.
@@ -40,6 +40,8 @@ pub struct Selection {
     renames: bool,
     /// Names that have none at the source are not ours. Otherwise they are kept, and the mapping stops at them.
     shared: bool,
+    /// The other side has values of its own that stay, whatever the stream has under their names.
+    guarded: bool,
 }
 
 /// What becomes of a command.
@@ -58,10 +60,12 @@ pub enum Verdict {
 }
 
 impl Selection {
-    /// A selection, when the filter leaves anything out or the destination may hold keys of its own beside those that `map` leads there.
-    pub fn new(filter: &Filter, map: Option<&Mapping>, alone: bool) -> Option<Self> {
+    /// A selection, when the filter leaves anything out or the destination may hold keys of its own (`existing` says what becomes of
+    /// them) beside those that `map` leads there.
+    pub fn new(filter: &Filter, map: Option<&Mapping>, existing: OnExistingKey) -> Option<Self> {
         let renames = map.is_some_and(Mapping::has_keys);
-        let own = Self { filter: filter.clone(), alone, names: None, renames, shared: false };
+        let (alone, guarded) = (existing == OnExistingKey::Fail, existing == OnExistingKey::Keep);
+        let own = Self { filter: filter.clone(), alone, names: None, renames, shared: false, guarded };
         (filter.is_set() || (map.is_some() && !alone)).then_some(own)
     }
 
@@ -72,7 +76,7 @@ impl Selection {
         let (alone, names) = (!filter.is_set(), names.cloned());
         let set = filter.is_set() || (names.is_some() && shared);
         let renames = names.as_ref().is_some_and(Mapping::has_keys);
-        set.then(|| Self { filter: filter.clone(), alone, names, renames, shared })
+        set.then(|| Self { filter: filter.clone(), alone, names, renames, shared, guarded: true })
     }
 
     /// Whether a database is copied.
@@ -172,6 +176,11 @@ impl Selection {
         !self.filter.types.is_empty()
     }
 
+    /// What stands before the writes of this selection, where types do not keep names apart.
+    pub fn guard(&self) -> Option<Guard> {
+        Guard::new(&self.filter).filter(|_| self.guarded)
+    }
+
     /// What becomes of a command on account of the types that it works on, when that is not what its keys say.
     fn by_type(&self, args: &[&[u8]], places: &[(Place, bool)]) -> Option<Verdict> {
         let ours = |(place, written): &&(Place, bool)| {
@@ -234,7 +243,8 @@ mod tests {
             types: Vec::new(),
             exclude_commands: vec!["publish".into()],
         };
-        Selection::new(&filter, None, alone).unwrap()
+        let existing = if alone { OnExistingKey::Fail } else { OnExistingKey::Keep };
+        Selection::new(&filter, None, existing).unwrap()
     }
 
     fn judged(selection: &Selection, line: &str, db: u32) -> Verdict {

@@ -372,3 +372,59 @@ async fn what_is_left_out_is_not_read() {
     assert_eq!(expected.len(), 1, "`there` is a string now");
     assert_eq!(of_types(&lab.destination, &["string", "list"]).await, expected);
 }
+
+/// Names are not kept apart by type: what the source keeps to itself survives what clients do under its name on the destination.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_source_keeps_to_itself_is_not_overwritten_on_the_way_back() {
+    let mut lab = Setup::new().config("[filter]\ntypes = [\"string\", \"set\"]\n").build().await;
+    lab.expect_log("refuses a command");
+    lab.expect_log("the mirror has stopped");
+    lab.expect_log("the mirror stopped");
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    let own = ["list", "hash", "zset", "stream"];
+    for line in
+        ["RPUSH a 1", "HSET b f 1", "ZADD c 1 m", "XADD d 1-1 f v", "RPUSH e 1", "SET ours 1", "SADD s 1"]
+    {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    let kept = of_types(&lab.source, &own).await;
+    assert_eq!(kept.len(), 5);
+    lab.gateway.begin().await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    lab.gateway.order("cutover", &serde_json::json!({"clients_know_the_map": true})).await.unwrap();
+
+    // Of types that are left out, on both sides: nothing reaches the source.
+    for line in
+        ["RPUSH a 2", "DEL a", "HSET b g 2", "PEXPIRE b 50", "RPUSH fresh 1", "RENAME fresh d", "DEL d"]
+    {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    for line in ["APPEND ours 2", "MSET m:1 1 m:2 2", "DEL m:1 none", "SET px v PX 900000", "SUNIONSTORE t s"]
+    {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    lab.in_step().await;
+    let ours = of_types(&lab.destination, &["string", "set"]).await;
+    assert_eq!(ours.len(), 5, "{ours:?}");
+    assert_eq!(of_types(&lab.source, &["string", "set"]).await, ours);
+    assert_eq!(of_types(&lab.source, &own).await, kept);
+
+    // Of a type that is copied: there is no right answer, and a person gives it.
+    let failed = |status: &serde_json::Value| status["phase"] == "failed";
+    for line in ["SET a v", "MSET c v ours 3", "SUNIONSTORE b s", "COPY ours e"] {
+        client.must(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+        let status = lab.gateway.wait_until("the refusal", PATIENCE, failed).await.unwrap();
+        let message = status["error"]["message"].as_str().unwrap();
+        assert!(message.contains("not part of the copy"), "{line}: {status}");
+        lab.gateway.order("resume", &serde_json::json!({"skip_failed": true})).await.unwrap();
+        lab.gateway.wait_phase("cut-over", PATIENCE).await.unwrap();
+    }
+    for line in ["PEXPIRE a 50", "PERSIST a", "DEL c", "DEL b", "DEL a"] {
+        client.call(&line.split(' ').collect::<Vec<_>>()).await.unwrap();
+    }
+    lab.in_step().await;
+    assert_eq!(of_types(&lab.source, &own).await, kept);
+    lab.rollback().await;
+    assert_eq!(of_types(&lab.source, &own).await, kept);
+    assert_eq!(client.must(&["LRANGE", "a", "0", "-1"]).await.unwrap().items().len(), 1);
+}

@@ -88,13 +88,14 @@ impl Controller {
 
     /// What is copied from the active side, and how it is called on the other.
     pub(super) fn chosen(&self, active: ActiveSide) -> (Option<Arc<Selection>>, Option<Arc<Mapping>>) {
-        let alone = self.config.snapshot.on_existing_key == OnExistingKey::Fail;
+        let existing = self.config.snapshot.on_existing_key;
         let map = Mapping::new(&self.config.map);
         let (select, map) = match active {
-            ActiveSide::Source => (Selection::new(&self.config.filter, map.as_ref(), alone), map),
+            ActiveSide::Source => (Selection::new(&self.config.filter, map.as_ref(), existing), map),
             ActiveSide::Destination => {
                 let back = map.and_then(|map| map.turned_round());
-                (Selection::on_the_way_back(&self.config.filter, back.as_ref(), !alone), back)
+                let shared = existing != OnExistingKey::Fail;
+                (Selection::on_the_way_back(&self.config.filter, back.as_ref(), shared), back)
             }
         };
         (select.map(Arc::new), map.map(Arc::new))

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use super::copying::{self, Copying, Stuck, Taken};
 use super::decode::{Command, Decoder};
+use super::guard::{self, Guard};
 use super::map::Mapping;
 use super::position::POSITION_KEY;
 use super::select::{Selection, Verdict};
@@ -141,7 +142,7 @@ impl Batch {
         let limits =
             crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
         match crate::resp::scan::CommandScanner::default().next(bytes, &limits) {
-            Ok(Some(frame)) if frame.argc > 0 && !frame.inline => frame.args(bytes).collect(),
+            Ok(Some(frame)) if frame.argc > 0 && !frame.inline => guard::behind(frame.args(bytes).collect()),
             _ => Vec::new(),
         }
     }
@@ -225,6 +226,7 @@ pub struct Collector {
     /// Nothing behind this offset is read.
     hold: u64,
     select: Option<Arc<Selection>>,
+    guard: Option<Guard>,
     map: Option<Arc<Mapping>>,
     /// What filter and mapping cannot decide by themselves: the command, and what is to be done.
     unselected: Option<(Named, Stuck)>,
@@ -256,6 +258,7 @@ impl Collector {
             discard: 0,
             hold: u64::MAX,
             select: None,
+            guard: None,
             map: None,
             unselected: None,
             skip: HashSet::new(),
@@ -298,6 +301,7 @@ impl Collector {
 
     /// Only what is selected is collected from here on.
     pub fn select(&mut self, select: Option<Arc<Selection>>) {
+        self.guard = select.as_ref().and_then(|select| select.guard());
         self.select = select;
     }
 
@@ -480,7 +484,7 @@ impl Collector {
                         self.open.oldest_ms = command.arrived_ms.max(1);
                     }
                     let small = match plan {
-                        Plan::Raw if self.joins => key_and_value(command.bytes),
+                        Plan::Raw if self.joins && self.guard.is_none() => key_and_value(command.bytes),
                         _ => None,
                     };
                     match (&mut self.run, small, self.open.places.last_mut()) {
@@ -507,13 +511,19 @@ impl Collector {
                     }
                     let start = self.open.wire.len();
                     self.open.places.push(Place { at: start, end });
-                    match plan {
-                        Plan::Rewrite(class) => {
-                            let wire = &mut self.open.wire;
-                            let commands = self.transform.write(class, &command, db, wire);
-                            place_rest(&self.open.wire, &mut self.open.places, commands, end);
+                    let wire = &mut self.open.wire;
+                    let mut commands = match plan {
+                        Plan::Rewrite(class) => self.transform.write(class, &command, db, wire),
+                        _ => {
+                            wire.extend_from_slice(command.bytes);
+                            1
                         }
-                        _ => self.open.wire.extend_from_slice(command.bytes),
+                    };
+                    if let Some(guard) = &self.guard {
+                        commands = guard.stand_before(wire, start, db);
+                    }
+                    if commands != 1 {
+                        place_rest(&self.open.wire, &mut self.open.places, commands, end);
                     }
                     if small.is_some() {
                         self.run = Some(Run { at: start, sets: 1 });
@@ -559,8 +569,12 @@ impl Collector {
                 self.connection_db = db;
                 self.open.highest_db = self.open.highest_db.max(db);
             }
-            self.open.places.push(Place { at: self.open.wire.len(), end: 0 });
-            let commands = self.transform.put(db, &key, taken.value.as_ref(), &mut self.open.wire);
+            let start = self.open.wire.len();
+            self.open.places.push(Place { at: start, end: 0 });
+            let mut commands = self.transform.put(db, &key, taken.value.as_ref(), &mut self.open.wire);
+            if let Some(guard) = &self.guard {
+                commands = guard.stand_before(&mut self.open.wire, start, db);
+            }
             place_rest(&self.open.wire, &mut self.open.places, commands, 0);
         }
         self.open.copies = true;
