@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadOptions;
 use crate::config::OnExistingKey;
-use crate::mirror::expiry::padded;
+use crate::mirror::expiry::{field_padded, padded};
 use crate::mirror::{Mapping, Selection};
 use crate::rdb::{self, BigEntry, Dialect, Entry, RawValue, RdbError, Stopped, Text, What};
 use crate::server::{Capabilities, Flavour};
@@ -77,6 +77,7 @@ impl Plan {
                 redis_8_8: since(8, 8),
                 stream_counters: since(7, 0),
                 lose_field_expiry: false,
+                padded_fields: true,
             },
         }
     }
@@ -186,7 +187,12 @@ impl<'a> Encoder<'a> {
             return Ok(self.hand_over_if_full(out)?);
         }
         if self.plan.restores(&entry.value) {
-            self.restore(entry, expiry);
+            match entry.value.with_field_expiries(field_padded) {
+                Some(body) => {
+                    self.restore(&Entry { value: RawValue { body: &body, ..entry.value }, ..*entry }, expiry)
+                }
+                None => self.restore(entry, expiry),
+            }
             return Ok(self.hand_over_if_full(out)?);
         }
         self.as_commands(entry.key, expiry, &entry.value, out)

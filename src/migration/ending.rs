@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::cutover::live::{EPOCH_KEY, connect};
 use crate::error::Result;
 use crate::mirror::expiry::PAD_MS;
+use crate::mirror::settle::settle_all_fields;
 use crate::mirror::{Mirror, POSITION_KEY, expiry, heartbeat_key};
 use crate::resp::value::Value;
 use crate::resp::write;
@@ -80,6 +81,7 @@ async fn settle(client: &mut Client) -> Result<u64> {
             }
         }
     }
+    settled += settle_all_fields(client).await?;
     client.command(&["SELECT", "0"]).await?;
     Ok(settled)
 }

@@ -65,6 +65,13 @@ struct Flow {
     probes: u32,
 }
 
+impl Flow {
+    /// Up to where the stream is applied, while no batch is on its way.
+    fn applied(&self) -> u64 {
+        if self.collector.has_effects() { self.written } else { self.collector.sealed().0.max(self.written) }
+    }
+}
+
 /// What happened.
 enum Event {
     Answer(Result<(Batch, Answer)>),
@@ -149,7 +156,7 @@ impl Task {
 
     async fn flow(&mut self, flow: &mut Flow) -> Step<Exit> {
         if !self.notes.padded() {
-            match Sweep::pad(&mut flow.client, flow.collector.transform()).await {
+            match Sweep::pad(&mut flow.client, &mut flow.collector).await {
                 Ok(sweep) => flow.sweep = Some(sweep),
                 Err(error) => return self.reopen(flow, error, false).await,
             }
@@ -190,7 +197,8 @@ impl Task {
             let hungry = !flow.collector.is_full();
             let busy = flow.link.is_busy();
             let held = self.held_until(flow).filter(|_| !busy && flow.collector.has_effects());
-            let sweeping = flow.sweep.is_some() && !busy;
+            let applied = flow.applied();
+            let sweeping = !busy && flow.sweep.as_ref().is_some_and(|sweep| sweep.is_ready(applied));
             let event = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Event::Stop,
@@ -358,6 +366,9 @@ impl Task {
                 flow.written = batch.end;
                 flow.written_at = Instant::now();
                 flow.sweep_turn = flow.sweep.is_some();
+                if flow.sweep.is_none() {
+                    flow.collector.transform().forget_swaps(batch.end);
+                }
                 if copy || (batch.copies && !self.copied()?) {
                     return Ok(Some(Exit::Reopen));
                 }
@@ -413,14 +424,14 @@ impl Task {
 
     /// A slice of the sweep. The link is idle.
     async fn slice(&mut self, flow: &mut Flow) -> Step<Result<()>> {
-        let Some(sweep) = &mut flow.sweep else { return Ok(Ok(())) };
         if *self.paused.borrow() {
             return Ok(Ok(()));
         }
         let exact_time = flow.dialect.pexpiretime;
         let ours = Ours { select: self.options.select.as_deref(), map: self.options.map.as_deref() };
-        let transform = flow.collector.transform();
-        let slice = sweep.slice(&mut flow.client, transform, &ours, exact_time, unix_ms());
+        let applied = flow.applied();
+        let Flow { sweep: Some(sweep), collector, client, .. } = flow else { return Ok(Ok(())) };
+        let slice = sweep.slice(client, collector, applied, &ours, exact_time, unix_ms());
         let done = self.cancel.run_until_cancelled(slice).await.ok_or(End::Stopped)?;
         let report = match done {
             Ok(None) => return Ok(Ok(())),
@@ -452,7 +463,7 @@ impl Task {
             let _ =
                 reply.send(Err(Error::passing(Side::Gateway, "the expiries could not be settled in time")));
         }
-        flow.sweep = Some(Sweep::pad(&mut flow.client, flow.collector.transform()).await?);
+        flow.sweep = Some(Sweep::pad(&mut flow.client, &mut flow.collector).await?);
         Ok(())
     }
 
@@ -505,7 +516,7 @@ impl Task {
                 self.hurry(true);
                 flow.settled_until = None;
                 flow.settling = Some((deadline, reply));
-                match Sweep::settle(&mut flow.client, flow.collector.transform()).await {
+                match Sweep::settle(&mut flow.client, &mut flow.collector).await {
                     Ok(sweep) => flow.sweep = Some(sweep),
                     Err(error) => return Ok(Err(error)),
                 }
@@ -520,8 +531,8 @@ impl Task {
                     return Ok(Ok(()));
                 }
                 let exact_time = flow.dialect.pexpiretime;
-                let near = flow.collector.transform().near();
-                match settle::settle_last(&mut flow.client, near, exact_time).await {
+                let transform = flow.collector.transform();
+                match settle::settle_last(&mut flow.client, transform, exact_time).await {
                     Ok(()) => {
                         flow.settled_until = Some(Instant::now() + settle::HOLDS_LAST);
                         let _ = reply.send(Ok(()));

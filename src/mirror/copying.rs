@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::kinds::of_name;
-use super::older::SET_KEEPTTL;
+use super::older::is_ours;
 use super::select::Selection;
 use super::transform::{Place, is_own};
 use crate::command::{Access, Effect, each_key, lookup_call, other_db};
@@ -145,7 +145,7 @@ pub fn places(args: &[&[u8]], db: u32) -> Result<Vec<(Place, bool)>, String> {
             return Ok(Vec::new());
         }
         Effect::Any => {
-            let ours = args.get(1).is_some_and(|text| *text == SET_KEEPTTL.as_bytes());
+            let ours = args.get(1).is_some_and(|text| is_ours(text));
             let key = args.get(3).filter(|_| ours);
             return key.map(|key| vec![((db, (*key).into()), true)]).ok_or_else(unknown);
         }

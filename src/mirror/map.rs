@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::copying::reads_by_pattern;
-use super::older::SET_KEEPTTL;
+use super::older::is_ours;
 use super::transform::{Place, is_own};
 use crate::command::{Access, Effect, each_key, lookup_call, other_db};
 use crate::config::{KeyCase, Map};
@@ -200,7 +200,7 @@ impl Mapping {
             Effect::Node | Effect::Publish | Effect::Scripts | Effect::Keyspace => {
                 return Ok(renamed.command());
             }
-            Effect::Any if args.get(1).is_some_and(|text| *text == SET_KEEPTTL.as_bytes()) => {
+            Effect::Any if args.get(1).is_some_and(|text| is_ours(text)) => {
                 renamed.key(3)?;
                 return Ok(renamed.command());
             }

@@ -13,13 +13,19 @@
 //! ```
 //! What cannot be said otherwise goes as it is, and the destination's answer decides.
 
-use super::transform::Dialect;
+use super::expiry::field_padded;
+use super::transform::{COMPARED, Dialect};
 use crate::rdb;
 use crate::resp::write;
 
 /// SET with KEEPTTL, for servers before 6.0.
 pub const SET_KEEPTTL: &str = "local left=redis.call('PTTL',KEYS[1]) redis.call('SET',KEYS[1],ARGV[1]) \
     if left>0 then redis.call('PEXPIRE',KEYS[1],string.format('%.0f',left)) end";
+
+/// Whether the text of a script is one of ours, which change the key that they are given and no other.
+pub fn is_ours(text: &[u8]) -> bool {
+    [SET_KEEPTTL, COMPARED].iter().any(|script| text == script.as_bytes())
+}
 
 /// Whether a command may need other words; `args` begins behind the name.
 pub fn concerns<'a>(name: &[u8], mut args: impl Iterator<Item = &'a [u8]>, dialect: &Dialect) -> bool {
@@ -78,10 +84,13 @@ pub enum Payload {
     Commands(Vec<u8>, u32),
 }
 
-/// A value for the destination.
+/// A value for the destination, the expiries of a hash's fields padded.
 pub fn value(key: &[u8], payload: &[u8], dialect: &Dialect) -> Payload {
     let Ok((value, stamped)) = rdb::split_dump(payload) else { return Payload::Same };
-    if reads(u32::from(stamped), dialect) {
+    let body = value.with_field_expiries(field_padded);
+    let whole = value;
+    let value = body.as_ref().map_or(value, |body| rdb::RawValue { body, ..value });
+    if body.is_none() && reads(u32::from(stamped), dialect) {
         return Payload::Same;
     }
     if value.minimum_version().is_some_and(|version| reads(version, dialect)) {
@@ -98,13 +107,14 @@ pub fn value(key: &[u8], payload: &[u8], dialect: &Dialect) -> Payload {
         redis_8_8: dialect.rdb_version == 15,
         stream_counters: dialect.stream_counters,
         lose_field_expiry: false,
+        padded_fields: true,
     };
     let mut sink = |args: &[&[u8]]| {
         write::command(&mut out, args);
         count += 1;
         Ok(())
     };
-    match value.commands(key, &words, &mut sink) {
+    match whole.commands(key, &words, &mut sink) {
         Ok(()) => Payload::Commands(out, count),
         Err(_) => Payload::Same,
     }

@@ -8,28 +8,34 @@
 //!                the sweep does the same with those that are there
 //!                the near ones once more: exact if further away than CLOSE; from now on CLOSE also for the stream
 //! settle_last    inside the pause: the near ones, all of them
-//! pad            new expiries of the stream are padded; then the exact ones that come due within a minute; then a sweep
+//! pad            new expiries of the stream are padded; then the exact ones that come due within a minute; then a sweep, and
+//!                what a RENAME or COPY may have taken past it
 //! ```
 //! Between settle and settle_last no exact expiry can come due for CLOSE, in which time the switch happens; if it does
 //! not, they are padded again by themselves after [`HOLDS`]. So at no time does the destination remove a key that the
 //! source still has.
 
+mod fields;
+
 use std::borrow::Cow;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::SettleReport;
+use super::batch::Collector;
 use super::expiry::{is_padded, padded, true_expiry};
 use super::kinds::of_name;
 use super::map::Mapping;
 use super::select::Selection;
-use super::transform::{Mode, Place, SOON_MS, Transform, is_own, select};
+use super::transform::{Field, Mode, NotYet, Place, SOON_MS, Transform, is_own, select};
 use crate::error::{Error, Result};
 use crate::resp::value::Value;
 use crate::resp::write;
 use crate::server::Client;
+
+pub use fields::settle_all as settle_all_fields;
 
 /// Expiries nearer than this are not made exact by the first round: it covers the time that a sweep takes.
 const FAR_MS: u64 = SOON_MS;
@@ -111,8 +117,11 @@ pub struct Sweep {
     /// Dbs that are still to be scanned; the front one from `cursor` on.
     dbs: VecDeque<u32>,
     cursor: Vec<u8>,
+    /// Nothing is looked at before the stream is applied up to here.
+    behind: u64,
     /// Whether the near keys have had their second round.
     again: bool,
+    fields: fields::Rest,
     report: SettleReport,
     begun: Instant,
 }
@@ -122,35 +131,72 @@ impl Sweep {
     ///
     /// # Errors
     /// The destination does not answer.
-    pub async fn settle(client: &mut Client, transform: &mut Transform) -> Result<Self> {
-        transform.set_mode(Mode::Settling { window_ms: FAR_MS });
-        Self::begin(client, Aim::Exact { beyond_ms: FAR_MS }, Vec::new()).await
+    pub async fn settle(client: &mut Client, collector: &mut Collector) -> Result<Self> {
+        collector.transform().set_mode(Mode::Settling { window_ms: FAR_MS });
+        Self::begin(client, collector, Aim::Exact { beyond_ms: FAR_MS }, Vec::new(), Vec::new()).await
     }
 
     /// Begins to pad expiries.
     ///
     /// # Errors
     /// The destination does not answer.
-    pub async fn pad(client: &mut Client, transform: &mut Transform) -> Result<Self> {
+    pub async fn pad(client: &mut Client, collector: &mut Collector) -> Result<Self> {
+        let transform = collector.transform();
         transform.set_mode(Mode::Padded);
+        transform.set_mixed(true);
         transform.near().clear();
+        transform.near_fields().clear();
         let first = std::mem::take(transform.soon()).into_iter().collect();
-        Self::begin(client, Aim::Pad, first).await
+        let fields = std::mem::take(transform.soon_fields()).into_iter().collect();
+        Self::begin(client, collector, Aim::Pad, first, fields).await
     }
 
-    async fn begin(client: &mut Client, aim: Aim, first: Vec<Place>) -> Result<Self> {
+    async fn begin(
+        client: &mut Client,
+        collector: &mut Collector,
+        aim: Aim,
+        first: Vec<Place>,
+        fields: Vec<Field>,
+    ) -> Result<Self> {
+        collector.freeze(false);
+        let behind = collector.read_to();
+        let transform = collector.transform();
         let info = client.info("keyspace").await?;
         let dbs =
             info.keyspace().into_iter().filter(|space| space.expires > 0).map(|space| space.db).collect();
+        let fields = fields::Rest::new(&info, fields);
+        if fields.has_any() {
+            transform.expects_field_expiries();
+        }
         Ok(Self {
             aim,
             first,
             dbs,
             cursor: b"0".to_vec(),
             again: false,
+            fields,
+            behind,
             report: SettleReport::default(),
             begun: Instant::now(),
         })
+    }
+
+    /// Whether everything is applied that was collected when the sweep, or its present part, began: until then a key that was written
+    /// under other rules may yet appear in a part that was looked at.
+    pub fn is_ready(&self, applied: u64) -> bool {
+        applied >= self.behind
+    }
+
+    /// Databases have changed places: what is still to be looked at is in the other one.
+    fn swap(&mut self, one: u32, two: u32) {
+        let other = |db: &mut u32| match *db {
+            at if at == one => *db = two,
+            at if at == two => *db = one,
+            _ => {}
+        };
+        self.first.iter_mut().for_each(|(db, _)| other(db));
+        self.dbs.iter_mut().for_each(other);
+        self.fields.swap(other);
     }
 
     /// Whether it makes expiries exact.
@@ -165,16 +211,36 @@ impl Sweep {
     pub async fn slice(
         &mut self,
         client: &mut Client,
-        transform: &mut Transform,
+        collector: &mut Collector,
+        applied: u64,
         ours: &Ours<'_>,
         exact_time: bool,
         now_ms: u64,
     ) -> Result<Option<SettleReport>> {
+        let collected = collector.read_to();
+        let transform = collector.transform();
+        loop {
+            match transform.take_swap(applied) {
+                Ok(Some((one, two))) => self.swap(one, two),
+                Ok(None) => break,
+                Err(NotYet) => self.behind = self.behind.max(applied + 1),
+            }
+            if !self.is_ready(applied) {
+                return Ok(None);
+            }
+        }
+        if !self.is_ready(applied) {
+            return Ok(None);
+        }
         if !self.first.is_empty() {
             let rest = self.first.len().saturating_sub(SLICE);
             let places = self.first.split_off(rest);
             let places = ours.of_our_types(client, places).await?;
             self.visit(client, transform, places, exact_time, now_ms).await?;
+            return Ok(None);
+        }
+        if !self.fields.first.is_empty() {
+            self.slice_of_fields(client, transform, ours, now_ms).await?;
             return Ok(None);
         }
         if let Some(&db) = self.dbs.front() {
@@ -184,14 +250,36 @@ impl Sweep {
             self.visit(client, transform, places, exact_time, now_ms).await?;
             return Ok(None);
         }
+        if self.slice_of_fields(client, transform, ours, now_ms).await? {
+            return Ok(None);
+        }
         if self.is_settling() && !self.again {
             self.again = true;
             self.aim = Aim::Exact { beyond_ms: CLOSE_MS };
             transform.set_mode(Mode::Settling { window_ms: CLOSE_MS });
             self.first = std::mem::take(transform.near()).into_iter().collect();
+            self.fields.first = std::mem::take(transform.near_fields()).into_iter().collect();
+            self.behind = collected;
             return Ok(None);
         }
-        self.report.near = transform.near().len() as u64;
+        if !self.is_settling() {
+            // What came to another key meanwhile may have left the part that was still to be looked at. Nothing comes while that is done.
+            if !collector.freeze(true) {
+                return Ok(None);
+            }
+            let collected = collector.read_to();
+            let transform = collector.transform();
+            self.first = std::mem::take(transform.near()).into_iter().collect();
+            self.fields.first = std::mem::take(transform.near_fields()).into_iter().collect();
+            if !self.first.is_empty() || !self.fields.first.is_empty() {
+                self.behind = collected;
+                return Ok(None);
+            }
+            transform.set_mixed(false);
+            collector.freeze(false);
+        }
+        let transform = collector.transform();
+        self.report.near = (transform.near().len() + transform.near_fields().len()) as u64;
         self.report.seconds = self.begun.elapsed().as_secs_f64();
         Ok(Some(self.report))
     }
@@ -200,17 +288,13 @@ impl Sweep {
         let mut out = Vec::new();
         select(db, &mut out);
         write::command(&mut out, &[b"SCAN", self.cursor.as_slice(), b"COUNT", SLICE.to_string().as_bytes()]);
-        let mut replies = client.pipeline(&out, 2).await?.into_iter();
-        refused(client, replies.next(), "SELECT")?;
-        let scanned = refused(client, replies.next(), "SCAN")?.into_array().unwrap_or_default();
-        let [cursor, keys] = <[Value; 2]>::try_from(scanned)
-            .map_err(|_| Error::new(client.side(), "SCAN did not answer as SCAN does"))?;
-        self.cursor = cursor.as_bytes().unwrap_or(b"0").to_vec();
+        let (cursor, mut keys) = scanned(client, &out).await?;
+        self.cursor = cursor;
         if self.cursor == b"0" {
             self.dbs.pop_front();
         }
-        let keys = keys.into_array().unwrap_or_default();
-        Ok(keys.iter().filter_map(Value::as_bytes).filter(|key| !is_own(key)).map(Into::into).collect())
+        keys.retain(|key| !is_own(key));
+        Ok(keys)
     }
 
     async fn visit(
@@ -253,11 +337,25 @@ impl Sweep {
     }
 }
 
+/// SELECT and SCAN: the next cursor, and the keys.
+async fn scanned(client: &mut Client, out: &[u8]) -> Result<(Vec<u8>, Vec<Box<[u8]>>)> {
+    let mut replies = client.pipeline(out, 2).await?.into_iter();
+    refused(client, replies.next(), "SELECT")?;
+    let scanned = refused(client, replies.next(), "SCAN")?.into_array().unwrap_or_default();
+    let [cursor, keys] = <[Value; 2]>::try_from(scanned)
+        .map_err(|_| Error::new(client.side(), "SCAN did not answer as SCAN does"))?;
+    let keys = keys.into_array().unwrap_or_default();
+    let keys = keys.iter().filter_map(Value::as_bytes).map(Into::into).collect();
+    Ok((cursor.as_bytes().unwrap_or(b"0").to_vec(), keys))
+}
+
 /// Makes the expiries exact that [`Sweep`] left over.
 ///
 /// # Errors
 /// The destination does not answer, or refuses.
-pub async fn settle_last(client: &mut Client, near: &mut HashSet<Place>, exact_time: bool) -> Result<()> {
+pub async fn settle_last(client: &mut Client, transform: &mut Transform, exact_time: bool) -> Result<()> {
+    fields::settle_last(client, transform.near_fields()).await?;
+    let near = transform.near();
     // Kept until all is done: after an error the same call can come again.
     let places: Vec<Place> = near.iter().cloned().collect();
     for places in places.chunks(20_000) {

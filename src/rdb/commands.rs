@@ -11,6 +11,7 @@ use super::opcode::*;
 use super::stream;
 use super::text::{in_pieces, inside, read_string};
 use super::{array, packed, scan, ziplist};
+use crate::mirror::expiry::field_padded;
 
 /// Size after which a command is sent.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -49,6 +50,8 @@ pub struct Dialect {
     pub stream_counters: bool,
     /// Where fields cannot expire, a hash is written without their expiries; otherwise it is an error of the key.
     pub lose_field_expiry: bool,
+    /// Expiries of fields are written padded ([`crate::mirror::expiry`]).
+    pub padded_fields: bool,
 }
 
 impl Default for Dialect {
@@ -62,6 +65,7 @@ impl Default for Dialect {
             redis_8_8: true,
             stream_counters: true,
             lose_field_expiry: false,
+            padded_fields: false,
         }
     }
 }
@@ -377,13 +381,19 @@ struct FieldExpiries<'a> {
     key: &'a [u8],
     known: bool,
     lose: bool,
+    padded: bool,
     pending: Vec<(Vec<u8>, u64)>,
 }
 
 impl<'a> FieldExpiries<'a> {
     fn new(key: &'a [u8], dialect: &Dialect) -> Self {
-        let (known, lose) = (dialect.hash_field_expiry, dialect.lose_field_expiry);
-        Self { key, known, lose, pending: Vec::new() }
+        Self {
+            key,
+            known: dialect.hash_field_expiry,
+            lose: dialect.lose_field_expiry,
+            padded: dialect.padded_fields,
+            pending: Vec::new(),
+        }
     }
 
     fn add(&mut self, field: &[u8], at_ms: u64) -> Result<(), What> {
@@ -395,7 +405,7 @@ impl<'a> FieldExpiries<'a> {
                 "fields of this hash expire, which the destination does not know (Redis 7.4 or Valkey 9.0 do)".into(),
             ));
         }
-        self.pending.push((field.to_vec(), at_ms));
+        self.pending.push((field.to_vec(), if self.padded { field_padded(at_ms) } else { at_ms }));
         Ok(())
     }
 

@@ -62,6 +62,13 @@ pub fn split_dump(payload: &[u8]) -> Result<(RawValue<'_>, u16), DumpError> {
     Ok((RawValue { type_id: body[0], body: &body[1..], flavour }, version))
 }
 
+/// Whether a DUMP payload is a hash whose fields may expire.
+pub fn has_field_expiries(payload: &[u8]) -> bool {
+    payload.first().is_some_and(|id| (22..=25).contains(id))
+        && split_dump(payload)
+            .is_ok_and(|(value, _)| super::fields::has_expiries(value.type_id, value.flavour))
+}
+
 impl RawValue<'_> {
     /// The lowest RDB version whose servers read this value.
     pub fn minimum_version(&self) -> Option<u32> {

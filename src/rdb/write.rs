@@ -2,10 +2,10 @@
 
 use super::Stopped;
 use super::error::{RdbError, What};
+use super::fields::{self, Shift};
 use super::input::Input;
 use super::opcode::*;
 use super::reader::{BigEntry, Entry, Header};
-use super::scan::skip_value;
 
 /// An RDB file that grows in memory, and is taken away piece by piece.
 ///
@@ -68,10 +68,13 @@ impl Writer {
         self.text(value);
     }
 
-    /// A key of another file, with another expiry (unix time in milliseconds).
-    pub fn entry(&mut self, entry: &Entry<'_>, expire_at_ms: Option<u64>) {
+    /// A key of another file, with another expiry (unix time in milliseconds), and others of a hash's fields.
+    pub fn entry(&mut self, entry: &Entry<'_>, expire_at_ms: Option<u64>, fields: Shift) {
         self.head(expire_at_ms, entry.idle, entry.freq, entry.value.type_id, entry.key);
-        self.out.extend_from_slice(entry.value.body);
+        match entry.value.with_field_expiries(fields) {
+            Some(body) => self.out.extend_from_slice(&body),
+            None => self.out.extend_from_slice(entry.value.body),
+        }
     }
 
     /// All of such a key but its value, which [`BigEntry::copy`] gives.
@@ -119,17 +122,22 @@ impl Writer {
     }
 
     fn length(&mut self, n: u64) {
-        match n {
-            0..0x40 => self.out.push(n as u8),
-            0x40..0x4000 => self.out.extend_from_slice(&[0x40 | (n >> 8) as u8, n as u8]),
-            0x4000..0x1_0000_0000 => {
-                self.out.push(0x80);
-                self.out.extend_from_slice(&(n as u32).to_be_bytes());
-            }
-            _ => {
-                self.out.push(0x81);
-                self.out.extend_from_slice(&n.to_be_bytes());
-            }
+        write_length(&mut self.out, n);
+    }
+}
+
+/// A length field.
+pub(super) fn write_length(out: &mut Vec<u8>, n: u64) {
+    match n {
+        0..0x40 => out.push(n as u8),
+        0x40..0x4000 => out.extend_from_slice(&[0x40 | (n >> 8) as u8, n as u8]),
+        0x4000..0x1_0000_0000 => {
+            out.push(0x80);
+            out.extend_from_slice(&(n as u32).to_be_bytes());
+        }
+        _ => {
+            out.push(0x81);
+            out.extend_from_slice(&n.to_be_bytes());
         }
     }
 }
@@ -138,20 +146,21 @@ impl Writer {
 pub type Pieces<'a> = dyn FnMut(&[u8]) -> Result<(), Stopped> + 'a;
 
 impl BigEntry<'_> {
-    /// Hands the value on as it stands in the file, in pieces of at most 64 KiB, most of them far smaller.
+    /// Hands the value on as it stands in the file but for the expiries of a hash's fields, in pieces of at most 64 KiB, most of
+    /// them far smaller.
     ///
     /// # Errors
     /// The file is corrupt or cannot be read on, or the receiver does not want more.
-    pub fn copy(self, to: &mut Pieces<'_>) -> Result<(), RdbError> {
+    pub fn copy(self, field_expiries: Shift, to: &mut Pieces<'_>) -> Result<(), RdbError> {
         let (type_id, flavour) = (self.type_id, self.flavour);
-        self.read_with(|input, _| skip_value(&mut Tee { input, to }, type_id, flavour))
+        self.read_with(|input, _| fields::copy(input, type_id, flavour, field_expiries, to))
     }
 }
 
 /// Whatever is consumed of `input` goes to `to` too.
-struct Tee<'a, 'b> {
-    input: &'a mut dyn Input,
-    to: &'a mut Pieces<'b>,
+pub(super) struct Tee<'a, 'b> {
+    pub(super) input: &'a mut dyn Input,
+    pub(super) to: &'a mut Pieces<'b>,
 }
 
 impl Input for Tee<'_, '_> {
@@ -183,7 +192,7 @@ mod tests {
                 Item::Big(entry) => {
                     let (mut value, line) = (Vec::new(), format!("{entry:?} {:?}", entry.expire_at_ms));
                     entry
-                        .copy(&mut |bytes| {
+                        .copy(|at| at, &mut |bytes| {
                             value.extend_from_slice(bytes);
                             Ok(())
                         })
@@ -230,11 +239,11 @@ mod tests {
                 Item::Function(source) => writer.function(&source),
                 Item::SelectDb(db) => writer.select_db(db),
                 Item::ResizeDb { keys, expires } => writer.resize_db(keys, expires),
-                Item::Entry(entry) => writer.entry(&entry, Some(77)),
+                Item::Entry(entry) => writer.entry(&entry, Some(77), |at| at),
                 Item::Big(entry) => {
                     writer.big_entry(&entry, Some(77));
                     entry
-                        .copy(&mut |bytes| {
+                        .copy(|at| at, &mut |bytes| {
                             writer.out.extend_from_slice(bytes);
                             Ok(())
                         })

@@ -17,6 +17,8 @@ pub struct Keyspace {
     pub keys: u64,
     /// How many of them carry an expiry.
     pub expires: u64,
+    /// How many hashes have fields that carry one (`subexpiry` from Redis 7.4 on, `keys_with_volatile_items` from Valkey 9 on).
+    pub field_expires: u64,
 }
 
 impl Info {
@@ -54,7 +56,8 @@ fn keyspace(name: &str, value: &str) -> Option<Keyspace> {
     let part = |wanted: &str| {
         value.split(',').find_map(|part| part.strip_prefix(wanted)?.strip_prefix('=')?.parse().ok())
     };
-    Some(Keyspace { db, keys: part("keys")?, expires: part("expires").unwrap_or(0) })
+    let field_expires = part("subexpiry").or_else(|| part("keys_with_volatile_items")).unwrap_or(0);
+    Some(Keyspace { db, keys: part("keys")?, expires: part("expires").unwrap_or(0), field_expires })
 }
 
 #[cfg(test)]
@@ -65,14 +68,17 @@ mod tests {
     fn fields_sections_and_dbs() {
         let info = Info::parse(
             "# Server\r\nredis_version:7.0.15\r\nuptime_in_seconds:12\r\n\r\n# Keyspace\r\n\
-             db11:keys=5,expires=1,avg_ttl=3\r\ndb0:keys=7,expires=0,avg_ttl=0,subexpiry=0\r\ndbx:keys=1\r\n",
+             db11:keys=5,expires=1,avg_ttl=3\r\ndb0:keys=7,expires=0,avg_ttl=0,subexpiry=2\r\ndbx:keys=1\r\n",
         );
         assert_eq!(info.get("redis_version"), Some("7.0.15"));
         assert_eq!(info.u64("uptime_in_seconds"), Some(12));
         assert_eq!(info.u64("redis_version"), None);
         assert_eq!(
             info.keyspace(),
-            [Keyspace { db: 0, keys: 7, expires: 0 }, Keyspace { db: 11, keys: 5, expires: 1 }]
+            [
+                Keyspace { db: 0, keys: 7, expires: 0, field_expires: 2 },
+                Keyspace { db: 11, keys: 5, expires: 1, field_expires: 0 }
+            ]
         );
     }
 }

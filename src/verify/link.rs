@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::VerifyOptions;
 use crate::error::{Error, Result};
 use crate::mirror::Mapping;
-use crate::mirror::expiry::true_expiry;
+use crate::mirror::expiry::{true_expiry, true_field_expiry};
 use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::value::Value;
 use crate::resp::write;
@@ -202,6 +202,11 @@ impl Link {
     /// An expiry as it is meant: without the pad, if this server's are padded.
     pub(crate) fn true_expiry(&self, stored: u64) -> u64 {
         if self.padded { true_expiry(stored) } else { stored }
+    }
+
+    /// The same for the expiry of a hash's field.
+    pub(crate) fn true_field_expiry(&self, stored: u64) -> u64 {
+        if self.padded { true_field_expiry(stored) } else { stored }
     }
 
     /// Function libraries, by name.

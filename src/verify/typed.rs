@@ -357,6 +357,6 @@ pub(super) fn expiry_answer(link: &Link, fields: Vec<Bytes>, answer: Option<Valu
     fields
         .into_iter()
         .zip(times)
-        .filter_map(|(field, at)| Some((field, link.true_expiry(u64::try_from(at.as_i64()?).ok()?))))
+        .filter_map(|(field, at)| Some((field, link.true_field_expiry(u64::try_from(at.as_i64()?).ok()?))))
         .collect()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crossfade::cli::demo::connection::Connection;
 use crossfade::cli::demo::fill;
+use crossfade::cli::demo::servers::Server;
 
 use crate::support::proxy::{Rules, Way};
 use crate::support::{PATIENCE, Setup, eventually};
@@ -125,4 +126,74 @@ async fn h12_a_mirror_that_lags_keeps_what_was_extended() {
     lab.same().await;
     lab.cutover().await;
     assert_eq!(lab.destination.call(&["EXISTS", "short:7", "over:7"]).await.unwrap().number(), Some(1));
+}
+
+/// Expiries move while a sweep goes over them: with their keys, and with whole databases.
+#[tokio::test(flavor = "multi_thread")]
+async fn h12_expiries_that_move_during_a_sweep_are_not_missed() {
+    let mut lab = Setup::new().build().await;
+    lab.source.call(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await.unwrap();
+    lab.destination.call(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await.unwrap();
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    const MANY: usize = 30_000;
+    for db in ["0", "1"] {
+        client.must(&["SELECT", db]).await.unwrap();
+        for n in 0..MANY {
+            client.queue(&["SET", &format!("k:{n}"), "v", "EX", "5000"]);
+        }
+        client.flush().await.unwrap();
+        for _ in 0..MANY {
+            client.reply().await.unwrap();
+        }
+    }
+    lab.mirror().await;
+    for round in 0..4 {
+        let mut mover = Connection::open(&lab.gateway.address()).await.unwrap();
+        let moving = tokio::spawn(async move {
+            for n in 0.. {
+                let (from, to) = (format!("k:{}", n * 7919 % MANY), format!("moved:{}", n % 5000));
+                mover.must(&["COPY", &from, &to, "REPLACE"]).await.unwrap();
+                mover.must(&["RENAME", &to, &from]).await.unwrap();
+                mover.must(&["COPY", &from, &to, "REPLACE"]).await.unwrap();
+                if n % 40 == 0 {
+                    mover.must(&["SWAPDB", "0", "1"]).await.unwrap();
+                }
+            }
+        });
+        let (active, passive) = if round % 2 == 0 {
+            lab.cutover().await;
+            (&lab.destination, &lab.source)
+        } else {
+            lab.rollback().await;
+            (&lab.source, &lab.destination)
+        };
+        let odd = padded(active, true).await;
+        assert!(odd.is_empty(), "to be exact after the switch: {odd:?}");
+        moving.abort();
+        let _ = moving.await;
+        eventually("the other side is padded", async || padded(passive, false).await.is_empty()).await;
+    }
+    lab.same().await;
+}
+
+/// Keys whose stored expiry is padded, or is not.
+async fn padded(server: &Server, wanted: bool) -> Vec<String> {
+    let mut client = server.connect().await.unwrap();
+    let mut found = Vec::new();
+    for db in ["0", "1"] {
+        client.must(&["SELECT", db]).await.unwrap();
+        let keys = client.must(&["KEYS", "*"]).await.unwrap();
+        let mut keys: Vec<String> = keys.items().iter().map(|key| key.brief()).collect();
+        keys.retain(|key| !key.starts_with("crossfade:"));
+        keys.iter().for_each(|key| client.queue(&["PEXPIRETIME", key]));
+        client.flush().await.unwrap();
+        for key in &keys {
+            let at = u64::try_from(client.reply().await.unwrap().number().unwrap()).unwrap_or(0);
+            if at > 0 && crossfade::mirror::expiry::is_padded(at) == wanted {
+                found.push(format!("{key} in {db}: {at}"));
+            }
+        }
+    }
+    found.truncate(20);
+    found
 }

@@ -10,6 +10,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "nothing outside this binary sees it")]
 #![allow(dead_code, reason = "what is shared serves other tests too")]
 
+mod fields;
 #[path = "../rdb/fill.rs"]
 mod fill;
 mod pair;
@@ -20,10 +21,13 @@ mod writes;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use server::servers;
+
+/// The tests of this file take all of the machine each.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Pairs that run at the same time.
 const AT_ONCE: usize = 3;
@@ -68,6 +72,18 @@ const LACKING: [(&str, &str); 4] = [
     ("valkey-9.1", "redis-7.0"),
 ];
 
+/// Servers of which both know expiries of fields, and how the snapshot is to travel.
+const FIELDS: [(&str, &str, &str); 8] = [
+    ("redis-7.4", "redis-7.4", "auto"),
+    ("redis-7.4", "redis-8.10", "commands"),
+    ("redis-8.10", "redis-8.10", "auto"),
+    ("redis-8.10", "redis-7.4", "commands"),
+    ("redis-8.10", "valkey-9.1", "commands"),
+    ("valkey-9.1", "redis-8.10", "commands"),
+    ("valkey-9.0", "valkey-9.1", "auto"),
+    ("valkey-9.1", "valkey-9.1", "commands"),
+];
+
 fn pairs() -> VecDeque<(&'static str, &'static str)> {
     let there = servers(&ALL);
     if there == [""] {
@@ -91,6 +107,7 @@ fn pairs() -> VecDeque<(&'static str, &'static str)> {
 
 #[test]
 fn h10_h11_every_version_to_every_other() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let pairs = Mutex::new(pairs());
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -122,11 +139,33 @@ fn h10_h11_every_version_to_every_other() {
 
 #[test]
 fn what_the_destination_lacks_stops_the_copy_or_is_dropped_and_named() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let there = servers(&ALL);
     for (from, to) in LACKING {
         if there.contains(&from) && there.contains(&to) {
             let said = pair::lacking(from, to).unwrap_or_else(|what| panic!("{from} -> {to}: {what}"));
             eprintln!("{from} -> {to}: {said}");
         }
+    }
+}
+
+#[test]
+fn h12_fields_whose_life_changes_while_the_mirror_is_behind() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let there = servers(&ALL);
+    let (there, chosen) = (&there, std::env::var("CROSSFADE_PAIRS").unwrap_or_default());
+    for some in FIELDS.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            for (from, to, method) in some {
+                let name = format!("{from} -> {to}");
+                let wanted = chosen.is_empty() || chosen.split(',').any(|part| name.contains(part));
+                if wanted && there.contains(from) && there.contains(to) {
+                    std::thread::Builder::new()
+                        .name(format!("{name}, {method}"))
+                        .spawn_scoped(scope, || fields::run(from, to, method))
+                        .unwrap();
+                }
+            }
+        });
     }
 }

@@ -51,6 +51,7 @@ fn dialect(name: &str) -> Dialect {
         create_consumer: !matches!(name, "redis-5.0" | "redis-6.0"),
         stream_counters: !matches!(name, "redis-5.0" | "redis-6.0" | "redis-6.2"),
         lose_field_expiry: false,
+        padded_fields: false,
     }
 }
 

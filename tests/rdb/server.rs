@@ -5,11 +5,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use crossfade::error::Side;
-use crossfade::mirror::expiry::true_expiry;
+use crossfade::mirror::expiry::{true_expiry, true_field_expiry};
 use crossfade::resp::value::{Decoder, Value};
 use crossfade::resp::write;
 use crossfade::server::Endpoint;
@@ -206,17 +206,23 @@ fn look_at(connection: &mut Connection, key: &[u8]) -> Option<Look> {
             if all.is_empty() {
                 return None; // all of its fields have expired, and nobody has removed it yet
             }
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
             let mut items: Vec<String> = all
                 .chunks(2)
-                .map(|pair| {
+                .filter_map(|pair| {
                     let expiry = match connection.call(&[b"HPEXPIRETIME", key, b"FIELDS", b"1", &pair[0]]) {
                         Value::Array(at) => at[0].as_i64().unwrap_or(-1),
                         _ => -1,
                     };
-                    let expiry = if expiry > 0 { true_expiry(expiry as u64) as i64 } else { expiry };
-                    format!("{}={} ({expiry})", short(&pair[0]), short(&pair[1]))
+                    let expiry = if expiry > 0 { true_field_expiry(expiry as u64) as i64 } else { expiry };
+                    // Nobody has removed it yet.
+                    let live = expiry < 0 || expiry > now;
+                    live.then(|| format!("{}={} ({expiry})", short(&pair[0]), short(&pair[1])))
                 })
                 .collect();
+            if items.is_empty() {
+                return None;
+            }
             items.sort();
             items.join(",")
         }

@@ -15,7 +15,7 @@ use crate::backfill::OWN_PREFIX;
 use crate::backfill::feeder::renamed;
 use crate::backfill::{Pace, Progress, Throttle};
 use crate::error::{Error, Side};
-use crate::mirror::expiry::padded;
+use crate::mirror::expiry::{field_padded, padded};
 use crate::mirror::{Mapping, Selection};
 use crate::rdb::{Entry, Item, RawValue, ReadOptions, Reader, Stopped, Writer};
 use crate::server::{self, Capabilities};
@@ -133,7 +133,7 @@ impl Pass {
                         None => entry,
                     };
                     self.known(&entry.value, written_by)?;
-                    out.writer.entry(&entry, entry.expire_at_ms.map(padded));
+                    out.writer.entry(&entry, entry.expire_at_ms.map(padded), field_padded);
                     out.keys += 1;
                     served.keys += 1;
                 }
@@ -144,7 +144,7 @@ impl Pass {
                     out.writer.big_entry(&entry, entry.expire_at_ms.map(padded));
                     out.keys += 1;
                     served.keys += 1;
-                    let copied = entry.copy(&mut |bytes| {
+                    let copied = entry.copy(field_padded, &mut |bytes| {
                         progress.bytes_read.fetch_add(bytes.len() as u64, Relaxed);
                         out.write(bytes)
                     });

@@ -543,7 +543,7 @@ mod tests {
         only(&after(|s, _, _| s.buffer_limit = None), Warn, Source, "does not tell");
         only(&after(|s, _, _| s.capabilities.pause_write = false), Warn, Source, "CLIENT PAUSE");
         only(
-            &after(|_, d, _| d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 })),
+            &after(|_, d, _| d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0, field_expires: 0 })),
             Error,
             Destination,
             "3 keys",
@@ -567,7 +567,7 @@ mod tests {
         only(&after(|_, d, _| d.capabilities.functions = false), Warn, Destination, "functions (7.0)");
         only(&after(|s, _, _| s.modules.push("search".into())), Warn, Destination, "search");
         only(
-            &after(|s, _, _| s.keyspace.push(Keyspace { db: 16, keys: 1, expires: 0 })),
+            &after(|s, _, _| s.keyspace.push(Keyspace { db: 16, keys: 1, expires: 0, field_expires: 0 })),
             Error,
             Destination,
             "db 16",
@@ -594,7 +594,7 @@ mod tests {
     #[test]
     fn a_migration_under_way_is_no_foreign_data() {
         let found = after(|_, d, _| {
-            d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 });
+            d.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0, field_expires: 0 });
             d.position = Some("…".into());
         });
         assert_eq!(found, []);
@@ -604,7 +604,7 @@ mod tests {
     fn existing_keys_by_policy() {
         let mut facts = facts();
         if let Some(Ok(destination)) = &mut facts.destination {
-            destination.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0 });
+            destination.keyspace.push(Keyspace { db: 0, keys: 3, expires: 0, field_expires: 0 });
         }
         for (policy, part) in [("keep", "stay as they are"), ("replace", "are replaced")] {
             let all = assess(&facts, &config(policy));
@@ -617,7 +617,7 @@ mod tests {
     fn databases_that_go_elsewhere() {
         let mut facts = facts();
         if let Ok(source) = &mut facts.source {
-            source.keyspace = [0, 3].map(|db| Keyspace { db, keys: 1, expires: 0 }).into();
+            source.keyspace = [0, 3].map(|db| Keyspace { db, keys: 1, expires: 0, field_expires: 0 }).into();
         }
         for (to, side, part, left) in [
             (3, Side::Gateway, "sends db 3 to 3, and db 0 too", 0),

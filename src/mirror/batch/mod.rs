@@ -225,6 +225,10 @@ pub struct Collector {
     discard: u64,
     /// Nothing behind this offset is read.
     hold: u64,
+    /// The end of the last command that was read.
+    read: u64,
+    /// Nothing more is read.
+    frozen: bool,
     select: Option<Arc<Selection>>,
     guard: Option<Guard>,
     map: Option<Arc<Mapping>>,
@@ -257,6 +261,8 @@ impl Collector {
             wiped: false,
             discard: 0,
             hold: u64::MAX,
+            read: after,
+            frozen: false,
             select: None,
             guard: None,
             map: None,
@@ -272,6 +278,8 @@ impl Collector {
     /// of [`Collector::discard_until`] and [`Collector::hold_at`] stay.
     pub fn restart(&mut self, after: u64, db: u32) {
         self.decoder = Decoder::new(after);
+        self.read = after;
+        self.frozen = false;
         self.open.clear();
         self.db = db;
         self.connection_db = 0;
@@ -297,6 +305,17 @@ impl Collector {
     /// Leaves everything behind this offset unread.
     pub fn hold_at(&mut self, offset: u64) {
         self.hold = offset;
+    }
+
+    /// Where the last command ends that was read: what stands before it is collected, if not yet sent.
+    pub fn read_to(&self) -> u64 {
+        self.read
+    }
+
+    /// Reads nothing more, or goes on. Inside a transaction it reads on, and answers false.
+    pub fn freeze(&mut self, frozen: bool) -> bool {
+        self.frozen = frozen && !self.in_transaction;
+        self.frozen == frozen
     }
 
     /// Only what is selected is collected from here on.
@@ -374,8 +393,9 @@ impl Collector {
 
     /// Whether no more can be collected before a batch is taken.
     pub fn is_full(&self) -> bool {
-        !self.in_transaction
-            && (self.open.wire.len() >= self.limits.bytes || self.open.places.len() >= self.limits.commands)
+        let full = !self.in_transaction
+            && (self.open.wire.len() >= self.limits.bytes || self.open.places.len() >= self.limits.commands);
+        full || self.frozen
     }
 
     /// The highest db that the next batch may select.
@@ -402,6 +422,7 @@ impl Collector {
                 break;
             };
             let end = command.end;
+            self.read = end;
             let at = self.open.wire.len();
             let plan = self.transform.plan(&command);
             let (instead, mut held_back);

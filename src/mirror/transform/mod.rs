@@ -9,7 +9,7 @@
 //!   ones count from the time of arrival (Redis before 7.0 sends EXPIRE, SETEX and SET EX as relative times;
 //!   `expire.c` and `t_string.c` of 7.0 made them absolute). NX, XX, GT and LT are dropped on the way: a
 //!   source only sends what took effect, and against padded expiries the comparison would go wrong.
-//! * Hash-field expiries become absolute; they are not padded, and keep NX, XX, GT and LT, which decide field by field.
+//! * So is everything that sets the expiry of a hash's field ([`fields`]).
 //! * FLUSHALL, FLUSHDB and SWAPDB would take the gateway's own keys along: these are put back in the same
 //!   transaction.
 //!
@@ -19,8 +19,9 @@
 //! Scripts that a source before 5.0 sends as text: see [`super::scripts`].
 
 mod dialect;
+mod fields;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::copying::Dumped;
@@ -29,9 +30,11 @@ use super::expiry::padded;
 use super::older::{self, Payload};
 use super::scripts::{self, Scripts};
 use crate::command::other_db;
+use crate::rdb;
 use crate::resp::write;
 
 pub use dialect::Dialect;
+pub use fields::{COMPARED, Field};
 
 /// What keys of a gateway begin with.
 pub const OWN_PREFIX: &[u8] = b"crossfade:";
@@ -203,6 +206,10 @@ pub fn is_own(key: &[u8]) -> bool {
     key.starts_with(OWN_PREFIX)
 }
 
+/// It is collected, and not yet applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotYet;
+
 /// Turns commands of the stream into commands for the destination.
 #[derive(Debug)]
 pub struct Transform {
@@ -214,10 +221,19 @@ pub struct Transform {
     own: Vec<(Vec<u8>, Vec<u8>)>,
     /// Set when `own` may have been wiped out by what was written.
     wiped: bool,
-    /// Padded keys that [`Mode::Settling`] left over.
+    /// Padded keys that [`Mode::Settling`] left over, and those to which an expiry came along that may be exact or padded.
     near: HashSet<Place>,
     /// Exact keys that come due soon.
     soon: HashSet<Place>,
+    /// The same for fields of hashes.
+    near_fields: HashSet<Field>,
+    soon_fields: HashSet<Field>,
+    /// Whether any field expires, as far as is known.
+    field_expiries: bool,
+    /// Stored expiries may be exact or padded: they are settled, or a sweep is under way.
+    mixed: bool,
+    /// Databases that changed places, and the offset in the stream, until [`Transform::take_swap`].
+    swaps: VecDeque<(u64, u32, u32)>,
     scripts: Scripts,
     /// Names of commands that the destination does not know, and how many of them came.
     left_out: HashSet<Vec<u8>>,
@@ -235,6 +251,11 @@ impl Transform {
             wiped: false,
             near: HashSet::new(),
             soon: HashSet::new(),
+            near_fields: HashSet::new(),
+            soon_fields: HashSet::new(),
+            field_expiries: false,
+            mixed: false,
+            swaps: VecDeque::new(),
             scripts: Scripts::default(),
             left_out: HashSet::new(),
             left_out_count: AtomicU64::new(0),
@@ -258,6 +279,7 @@ impl Transform {
 
     /// Changes how expiries are stored from the next command on.
     pub fn set_mode(&mut self, mode: Mode) {
+        self.mixed |= mode != Mode::Padded;
         self.mode = mode;
     }
 
@@ -351,7 +373,7 @@ impl Transform {
             _ => match args.next() {
                 Some(key) if is_own(key) => Plan::Skip,
                 _ if class == Class::Set && command.argc() <= 3 => Plan::Raw,
-                _ if matches!(class, Class::Carry | Class::Move) && self.mode == Mode::Padded => Plan::Raw,
+                _ if matches!(class, Class::Carry | Class::Move) && !self.mixed => Plan::Raw,
                 _ => Plan::Rewrite(class),
             },
         }
@@ -362,7 +384,7 @@ impl Transform {
     pub fn write(&mut self, class: Class, command: &Command<'_>, db: u32, out: &mut Vec<u8>) -> u32 {
         let args: Vec<&[u8]> = command.args().collect();
         let before = out.len();
-        match self.rewrite(class, &args, command.arrived_ms, db, out) {
+        match self.rewrite(class, &args, (command.arrived_ms, command.end), db, out) {
             Some(commands) => commands,
             None => {
                 out.truncate(before);
@@ -376,7 +398,7 @@ impl Transform {
         &mut self,
         class: Class,
         args: &[&[u8]],
-        arrived_ms: u64,
+        (arrived_ms, end): (u64, u64),
         db: u32,
         out: &mut Vec<u8>,
     ) -> Option<u32> {
@@ -439,64 +461,26 @@ impl Transform {
                 Some(1)
             }
             Class::Restore => self.restore(db, args, arrived_ms, out),
-            Class::FieldExpire(unit) => {
-                let at = relative(unit, args.get(2)?)?;
-                fields_pexpireat(args[1], at, &args[3..], out)
-            }
-            Class::FieldExpireAt(unit) => {
-                let at = absolute(unit, args.get(2)?)?;
-                fields_pexpireat(args[1], at, &args[3..], out)
-            }
-            Class::FieldSetEx => {
-                let [name, key, rest @ ..] = args else { return None };
-                let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
-                let Some(at) = Options::read(&rest[..fields], arrived_ms).and_then(|options| options.at)
-                else {
-                    if self.dialect.hash_set_ex {
-                        return None;
-                    }
-                    let mut words = vec![&b"HSET"[..], *key];
-                    words.extend_from_slice(rest.get(fields + 2..)?);
-                    write::command(out, &words);
-                    return Some(1);
-                };
-                let at = at.to_string();
-                let mut words = vec![*name, *key, b"PXAT", at.as_bytes()];
-                words.extend_from_slice(&rest[fields..]);
-                write::command(out, &words);
-                Some(1)
-            }
-            Class::FieldGetEx => {
-                let [_, key, rest @ ..] = args else { return None };
-                let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
-                let options = Options::read(&rest[..fields], arrived_ms)?;
-                if let Some(at) = options.at {
-                    return fields_pexpireat(key, at, &rest[fields..], out);
-                }
-                if !options.persist {
-                    return None;
-                }
-                let mut words = vec![&b"HPERSIST"[..], *key];
-                words.extend_from_slice(&rest[fields..]);
-                write::command(out, &words);
-                Some(1)
-            }
+            Class::FieldExpire(unit) => self.field_expire(db, args, unit, arrived_ms, out),
+            Class::FieldExpireAt(unit) => self.field_expire(db, args, unit, 0, out),
+            Class::FieldSetEx => self.field_set_ex(db, args, arrived_ms, out),
+            Class::FieldGetEx => self.field_get_ex(db, args, arrived_ms, out),
             Class::Carry => {
                 let target = args.get(2)?;
                 let db = match other_db(args) {
                     Some(at) => u32::try_from(int(args.get(at)?)?).ok()?,
                     None => db,
                 };
-                self.near.insert((db, (*target).into()));
+                self.value_arrived(db, target);
                 None
             }
             Class::Move => {
                 let target = u32::try_from(int(args.get(2)?)?).ok()?;
-                self.near.insert((target, (*args.get(1)?).into()));
+                self.value_arrived(target, args.get(1)?);
                 None
             }
             Class::Evaluate => {
-                if self.mode != Mode::Padded {
+                if self.mixed {
                     self.near.extend(scripts::declared(args).into_iter().map(|key| (db, key.into())));
                 }
                 self.scripts.evaluate(args, arrived_ms, out)
@@ -514,7 +498,7 @@ impl Transform {
                 self.wiped |= db == 0;
                 None
             }
-            Class::SwapDb => self.swapdb(args, db, out),
+            Class::SwapDb => self.swapdb(args, db, end, out),
             _ => None,
         }
     }
@@ -540,6 +524,10 @@ impl Transform {
     fn restore(&mut self, db: u32, args: &[&[u8]], arrived_ms: u64, out: &mut Vec<u8>) -> Option<u32> {
         let [name, key, ttl, payload, options @ ..] = args else { return None };
         let ttl_ms = u64::try_from(int(ttl)?).ok()?;
+        if rdb::has_field_expiries(payload) {
+            self.field_expiries = true;
+            self.hash_arrived(db, key);
+        }
         let stamped;
         let payload = match older::value(key, payload, &self.dialect) {
             Payload::Same if ttl_ms == 0 => return None,
@@ -604,7 +592,7 @@ impl Transform {
     }
 
     /// SWAPDB with db 0 takes our keys into the other db; there they are removed. Remembered keys follow.
-    fn swapdb(&mut self, args: &[&[u8]], db: u32, out: &mut Vec<u8>) -> Option<u32> {
+    fn swapdb(&mut self, args: &[&[u8]], db: u32, end: u64, out: &mut Vec<u8>) -> Option<u32> {
         let one = u32::try_from(int(args.get(1)?)?).ok()?;
         let two = u32::try_from(int(args.get(2)?)?).ok()?;
         for places in [&mut self.near, &mut self.soon] {
@@ -615,6 +603,8 @@ impl Transform {
             });
             *places = swapped.collect();
         }
+        self.swap_fields(one, two);
+        self.swaps.push_back((end, one, two));
         let other = match (one, two) {
             (0, 0) => return None,
             (0, other) | (other, 0) => other,
@@ -628,6 +618,21 @@ impl Transform {
         write::command(out, &names);
         select(db, out);
         Some(4)
+    }
+
+    /// The next two databases that have changed places at the server that is written to, where the stream is applied up to `applied`;
+    /// [`NotYet`] where they have yet to.
+    pub fn take_swap(&mut self, applied: u64) -> Result<Option<(u32, u32)>, NotYet> {
+        match self.swaps.front() {
+            None => Ok(None),
+            Some((end, ..)) if *end > applied => Err(NotYet),
+            Some(_) => Ok(self.swaps.pop_front().map(|(_, one, two)| (one, two))),
+        }
+    }
+
+    /// No sweep has to be told of the databases that have changed places up to there.
+    pub fn forget_swaps(&mut self, applied: u64) {
+        self.swaps.retain(|(end, ..)| *end > applied);
     }
 
     /// Whether something was written since the last call that takes the gateway's own keys away.
@@ -653,16 +658,6 @@ pub fn select(db: u32, out: &mut Vec<u8>) {
 
 fn int(word: &[u8]) -> Option<i64> {
     std::str::from_utf8(word).ok()?.parse().ok()
-}
-
-/// `rest`: an optional flag, then FIELDS, the count, and the fields. The flag stays: of several fields the source may
-/// have changed only some.
-fn fields_pexpireat(key: &[u8], at_ms: u64, rest: &[&[u8]], out: &mut Vec<u8>) -> Option<u32> {
-    let mut number = itoa::Buffer::new();
-    let mut words = vec![&b"HPEXPIREAT"[..], key, number.format(at_ms).as_bytes()];
-    words.extend_from_slice(rest);
-    write::command(out, &words);
-    Some(1)
 }
 
 /// The options of SET, GETEX, MSETEX, HSETEX and HGETEX.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::mirror::expiry::PAD_MS;
+use crate::mirror::expiry::{FIELD_PAD_MS, PAD_MS};
 use crate::resp::scan::{CommandScanner, Limits};
 
 const NOW: u64 = 1_790_000_000_000;
@@ -51,6 +51,7 @@ fn what_becomes_of_commands() {
     let at = 1_800_000_000_000 + PAD_MS;
     let same = |line: &str| (line.to_owned(), vec![line.to_owned()]);
     let into = |line: &str, result: String| (line.to_owned(), vec![result]);
+    let field = |at: u64| at + FIELD_PAD_MS;
     for (line, result) in [
         same("SET k v"),
         same("SET k v KEEPTTL"),
@@ -92,12 +93,15 @@ fn what_becomes_of_commands() {
         into("PEXPIREAT k 9000000000000000000", "PEXPIREAT k 9000000000000000000".into()),
         into("RESTORE k 5000 payload REPLACE", format!("RESTORE k {in_5s} payload REPLACE ABSTTL")),
         into("RESTORE k 1800000000000 p absttl FREQ 3", format!("RESTORE k {at} p FREQ 3 ABSTTL")),
-        into("HEXPIRE k 5 NX FIELDS 2 a b", format!("HPEXPIREAT k {} NX FIELDS 2 a b", NOW + 5000)),
-        into("HPEXPIRE k 5000 FIELDS 1 a", format!("HPEXPIREAT k {} FIELDS 1 a", NOW + 5000)),
-        into("HEXPIREAT k 1800000000 GT FIELDS 1 a", "HPEXPIREAT k 1800000000000 GT FIELDS 1 a".into()),
-        into("HPEXPIREAT k 1800000000000 FIELDS 1 a", "HPEXPIREAT k 1800000000000 FIELDS 1 a".into()),
-        into("HSETEX k FNX EX 5 FIELDS 1 f v", format!("HSETEX k PXAT {} FIELDS 1 f v", NOW + 5000)),
-        into("HGETEX k PX 5000 FIELDS 1 f", format!("HPEXPIREAT k {} FIELDS 1 f", NOW + 5000)),
+        into("HEXPIRE k 5 NX FIELDS 2 a b", format!("HPEXPIREAT k {} NX FIELDS 2 a b", field(NOW + 5000))),
+        into("HPEXPIRE k 5000 FIELDS 1 a", format!("HPEXPIREAT k {} FIELDS 1 a", field(NOW + 5000))),
+        into(
+            "HEXPIREAT k 1800000000 GT FIELDS 1 a",
+            format!("HPEXPIREAT k {} GT FIELDS 1 a", field(1_800_000_000_000)),
+        ),
+        same("HPEXPIREAT k 17592186044416 FIELDS 1 a"),
+        into("HSETEX k FNX EX 5 FIELDS 1 f v", format!("HSETEX k PXAT {} FIELDS 1 f v", field(NOW + 5000))),
+        into("HGETEX k PX 5000 FIELDS 1 f", format!("HPEXPIREAT k {} FIELDS 1 f", field(NOW + 5000))),
         into("HGETEX k PERSIST FIELDS 1 f", "HPERSIST k FIELDS 1 f".into()),
         into("DEL a crossfade:position b", "DEL a b".into()),
         (
@@ -223,4 +227,46 @@ fn scripts_go_in_their_frame_with_the_time_of_arrival() {
     transform.set_mode(Mode::Settling { window_ms: 1000 });
     run(&mut transform, "EVAL return_1 1 k a");
     assert_eq!(transform.near().len(), 1);
+}
+
+#[test]
+fn fields_are_settled_as_keys_are() {
+    let mut transform = fresh(Dialect::of_version(8, 0));
+    transform.set_mode(Mode::Settling { window_ms: 10_000 });
+    let one = |transform: &mut Transform, line: &str| run(transform, line).unwrap().remove(0);
+    assert_eq!(one(&mut transform, "RENAME a b"), "RENAME a b");
+    assert!(transform.near_fields().is_empty(), "no field expires as far as is known");
+    let (near, soon, far) = (NOW + 9000, NOW + 11_000, NOW + 90_000);
+    let line = |at: u64| format!("HPEXPIREAT k {at} FIELDS 2 a b");
+    assert_eq!(one(&mut transform, &line(near)), line(near + FIELD_PAD_MS));
+    assert_eq!(one(&mut transform, &line(soon)), line(soon));
+    assert_eq!(one(&mut transform, &line(far)), line(far));
+    let set = format!("HSETEX k PXAT {near} FIELDS 1 c v");
+    assert_eq!(one(&mut transform, &set), format!("HSETEX k PXAT {} FIELDS 1 c v", near + FIELD_PAD_MS));
+    one(&mut transform, "RENAME k moved");
+    one(&mut transform, "MOVE k 5");
+    let field = |db: u32, key: &str, name: Option<&str>| Field {
+        hash: (db, key.as_bytes().into()),
+        name: name.map(|name| name.as_bytes().into()),
+    };
+    let moved = [field(3, "moved", None), field(5, "k", None)];
+    let near = ["a", "b", "c"].map(|name| field(3, "k", Some(name)));
+    assert_eq!(*transform.near_fields(), near.into_iter().chain(moved).collect());
+    assert_eq!(*transform.soon_fields(), ["a", "b"].map(|name| field(3, "k", Some(name))).into());
+    one(&mut transform, "SWAPDB 3 4");
+    assert!(transform.near_fields().contains(&field(4, "k", Some("a"))));
+    assert_eq!(transform.take_swap(0), Err(NotYet));
+    assert_eq!((transform.take_swap(1 << 40), transform.take_swap(0)), (Ok(Some((3, 4))), Ok(None)));
+
+    // What is stored cannot be compared any more, until all of it is padded again.
+    let compared = one(&mut transform, &format!("HPEXPIREAT k {far} gt FIELDS 2 a b"));
+    assert!(
+        compared.starts_with("EVAL ") && compared.ends_with(&format!(" 1 k GT {far} {far} a b")),
+        "{compared}"
+    );
+    assert!(one(&mut transform, &format!("HPEXPIREAT k {far} NX FIELDS 1 a")).starts_with("HPEXPIREAT"));
+    transform.set_mode(Mode::Padded);
+    assert!(one(&mut transform, &format!("HPEXPIREAT k {far} LT FIELDS 1 a")).starts_with("EVAL "));
+    transform.set_mixed(false);
+    assert!(one(&mut transform, &format!("HPEXPIREAT k {far} LT FIELDS 1 a")).starts_with("HPEXPIREAT"));
 }
