@@ -13,7 +13,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     file.push(255);
     file.extend_from_slice(&[0; 8]);
     let big_value = if first & 2 == 0 { 1 << 20 } else { 16 };
-    let mut reader = Reader::new(&file[..], ReadOptions { big_value });
+    let mut reader = Reader::new(&file[..], ReadOptions { big_value, ..Default::default() });
     while let Ok(Some(item)) = reader.next_item() {
         match item {
             Item::Entry(entry) => {

@@ -82,7 +82,7 @@ impl Feeder {
     /// Reads `from` to its end. Blocks.
     pub(super) fn run<R: Read>(self, from: R) -> Result<Fed> {
         let Self { plan, mut lanes, failures, progress, big_value } = self;
-        let mut reader = Reader::new(from, ReadOptions { big_value });
+        let mut reader = Reader::new(from, ReadOptions { big_value, ..Default::default() });
         let mut encoder = Encoder::new(&plan);
         let mut fed = Fed::default();
         let outcome = feed(&mut reader, &mut encoder, &mut lanes, &plan, &failures, &progress, &mut fed);
@@ -193,7 +193,7 @@ fn feed<R: Read>(
                 encoder.command(&[b"SCRIPT", b"LOAD", &value]);
                 encoder.hand_over_if_full(out)?;
             }
-            Item::Aux { .. } => {}
+            Item::Aux { .. } | Item::Template { .. } => {}
             Item::Function(source) if plan.functions => {
                 encoder.command(&[b"FUNCTION", b"LOAD", b"REPLACE", &source]);
                 encoder.hand_over_if_full(out)?;

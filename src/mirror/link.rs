@@ -79,6 +79,7 @@ pub async fn open(to: &Endpoint, id: &str, direction: Direction, timeout: Durati
             Flavour::Redict => false,
             _ => capabilities.at_least(7, 4),
         },
+        hash_templates: capabilities.flavour == Flavour::Redis && capabilities.version >= (8, 10, 0),
         keep_ttl: capabilities.at_least(6, 0),
     };
     set_name(&mut first, &name).await?;

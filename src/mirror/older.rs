@@ -89,6 +89,11 @@ pub fn value(key: &[u8], payload: &[u8], dialect: &Dialect) -> Payload {
     let Ok((value, stamped)) = rdb::split_dump(payload) else { return Payload::Same };
     let body = value.with_field_expiries(field_padded);
     let whole = value;
+    if !dialect.hash_templates
+        && let Some(plain) = value.plain_payload()
+    {
+        return Payload::Stamped(plain);
+    }
     let value = body.as_ref().map_or(value, |body| rdb::RawValue { body, ..value });
     if body.is_none() && reads(u32::from(stamped), dialect) {
         return Payload::Same;

@@ -9,6 +9,7 @@ use super::length::length;
 use super::listpack::{self, Element};
 use super::opcode::*;
 use super::stream;
+use super::templates::Templates;
 use super::text::{in_pieces, inside, read_string};
 use super::{array, packed, scan, ziplist};
 use crate::mirror::expiry::field_padded;
@@ -240,6 +241,24 @@ pub(super) fn write(
         }
         _ => return Err(What::UnknownType(type_id)),
     }
+    chunk.flush()
+}
+
+/// The same for a hash with a template.
+pub(super) fn template(
+    input: &mut dyn Input,
+    type_id: u8,
+    templates: &Templates,
+    key: &[u8],
+    sink: &mut Sink<'_>,
+) -> Result<(), What> {
+    let mut chunk = Chunk::new(sink);
+    chunk.begin(&[b"HMSET", key])?;
+    templates.each(input, type_id, &mut |_, field, value| {
+        chunk.arg(field);
+        chunk.arg(value);
+        chunk.complete().map(drop)
+    })?;
     chunk.flush()
 }
 

@@ -45,6 +45,7 @@ mod packed;
 mod reader;
 mod scan;
 mod stream;
+mod templates;
 mod text;
 mod window;
 mod write;

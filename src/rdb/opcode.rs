@@ -9,6 +9,8 @@ pub enum Flavour {
     Valkey,
 }
 
+/// Redis 8.10.
+pub(crate) const OP_HASH_TEMPLATE: u8 = 242;
 pub(crate) const OP_SLOT_IMPORT: u8 = 243;
 pub(crate) const OP_SLOT_INFO: u8 = 244;
 pub(crate) const OP_FUNCTION: u8 = 245;
@@ -63,6 +65,12 @@ pub(crate) const STREAM_LISTPACKS_5: u8 = 27;
 /// Redis 8.8.
 pub(crate) const ARRAY: u8 = 28;
 
+/// Redis 8.10, as in the three that follow: see templates.rs.
+pub(crate) const HASH_TEMPLATE_LISTPACK: u8 = 29;
+pub(crate) const HASH_TEMPLATE_LISTPACK_REF: u8 = 30;
+pub(crate) const HASH_TEMPLATE_ARRAY: u8 = 31;
+pub(crate) const HASH_TEMPLATE_ARRAY_REF: u8 = 32;
+
 /// The lowest RDB version whose servers read this value type, or `None` when the type is not known.
 ///
 /// RESTORE refuses a payload whose version is above its own, not one whose type it knows; so a payload is
@@ -77,8 +85,8 @@ pub fn minimum_version(type_id: u8, flavour: Flavour) -> Option<u32> {
         (SET_LISTPACK | STREAM_LISTPACKS_3, _) => 11,         // 7.2
         (HASH_METADATA_PRE_GA..=HASH_LISTPACK_EX, Flavour::Redis) => 12, // 7.4
         (STREAM_LISTPACKS_4, Flavour::Redis) => 13,           // 8.6
-        (STREAM_LISTPACKS_5 | ARRAY, Flavour::Redis) => 15,   // 8.10
-        (VALKEY_HASH_2, Flavour::Valkey) => 80,               // Valkey 9.0
+        (STREAM_LISTPACKS_5 | ARRAY | HASH_TEMPLATE_LISTPACK..=HASH_TEMPLATE_ARRAY_REF, Flavour::Redis) => 15, // 8.10
+        (VALKEY_HASH_2, Flavour::Valkey) => 80, // Valkey 9.0
         _ => return None,
     })
 }
@@ -104,6 +112,7 @@ pub fn type_name(type_id: u8) -> &'static str {
         SET | SET_INTSET | SET_LISTPACK => "set",
         ZSET | ZSET_2 | ZSET_ZIPLIST | ZSET_LISTPACK => "zset",
         HASH | HASH_ZIPMAP | HASH_ZIPLIST | HASH_LISTPACK | HASH_METADATA_PRE_GA..=HASH_LISTPACK_EX => "hash",
+        HASH_TEMPLATE_LISTPACK..=HASH_TEMPLATE_ARRAY_REF => "hash",
         _ if is_stream(type_id) => "stream",
         ARRAY => "array",
         MODULE_PRE_GA | MODULE_2 => "module",

@@ -8,7 +8,8 @@ use super::error::{RdbError, What};
 use super::input::{Input, Numbers, Slice};
 use super::length::{StringHead, length, string_head};
 use super::opcode::*;
-use super::scan::{expire_ms, module_name, skip_module_pieces, skip_value};
+use super::scan::{expire_ms, module_name, skip_module_pieces};
+use super::templates::{Fields, Templates, is_template};
 use super::text::{self, Text};
 use super::window::Window;
 
@@ -20,11 +21,13 @@ const LONGEST_TEXT: usize = 512 * 1024 * 1024;
 pub struct ReadOptions {
     /// A value of more bytes than this in the file is streamed as commands.
     pub big_value: usize,
+    /// Hashes with a template are handed out as they stand, and so are the templates. Otherwise they become plain ones.
+    pub keep_templates: bool,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { big_value: 16 * 1024 * 1024 }
+        Self { big_value: 16 * 1024 * 1024, keep_templates: false }
     }
 }
 
@@ -72,6 +75,13 @@ pub enum Item<'a> {
     Entry(Entry<'a>),
     /// A key whose value is too large for that.
     Big(BigEntry<'a>),
+    /// The fields that hashes refer to, with [`ReadOptions::keep_templates`].
+    Template {
+        /// What they refer to it by.
+        id: u64,
+        /// The names of the fields, in order.
+        fields: Vec<Box<[u8]>>,
+    },
 }
 
 /// A key and its value.
@@ -152,6 +162,7 @@ pub struct BigEntry<'a> {
     /// The type's number.
     pub type_id: u8,
     pub(super) flavour: Flavour,
+    pub(super) templates: &'a Templates,
     input: &'a mut dyn Input,
     unread: &'a mut Unread,
 }
@@ -170,8 +181,11 @@ impl BigEntry<'_> {
     /// Writes the value as commands, in chunks of about 64 KiB or 128 elements (strings: 512 KiB), while it is read.
     /// The key must not exist. Memory stays flat, except that one element is in memory as a whole.
     pub fn commands(self, dialect: &Dialect, sink: &mut Sink<'_>) -> Result<(), RdbError> {
-        let (type_id, flavour) = (self.type_id, self.flavour);
-        self.read_with(|input, key| commands::write(input, type_id, flavour, key, dialect, &[], sink))
+        let (type_id, flavour, templates) = (self.type_id, self.flavour, self.templates);
+        self.read_with(|input, key| match is_template(type_id, flavour) {
+            true => commands::template(input, type_id, templates, key, sink),
+            false => commands::write(input, type_id, flavour, key, dialect, &[], sink),
+        })
     }
 
     /// Reads the value from its beginning to its end with `read`, which gets the key too.
@@ -201,6 +215,9 @@ pub struct Reader<R> {
     db: u32,
     unread: Unread,
     done: bool,
+    templates: Templates,
+    /// The hash that is handed out, without its template.
+    plain: Vec<u8>,
     key: Vec<u8>,
     /// For errors: the record being read.
     opcode: Option<u8>,
@@ -231,6 +248,7 @@ enum Found {
     Function(Vec<u8>),
     FunctionPreGa(Vec<u8>),
     ModuleAux(String),
+    Template(u64, Fields),
     Key { type_id: u8, attributes: Attributes, key: Key, value: usize, big: bool },
     End,
 }
@@ -260,6 +278,8 @@ impl<R: Read> Reader<R> {
             db: 0,
             unread: Unread::Nothing,
             done: false,
+            templates: Templates::default(),
+            plain: Vec::new(),
             key: Vec::new(),
             opcode: None,
             has_key: false,
@@ -302,6 +322,7 @@ impl<R: Read> Reader<R> {
             Found::Function(source) => Item::Function(source),
             Found::FunctionPreGa(name) => Item::FunctionPreGa { name },
             Found::ModuleAux(module) => Item::ModuleAux { module },
+            Found::Template(id, fields) => Item::Template { id, fields: fields.to_vec() },
             Found::Key {
                 type_id,
                 attributes: Attributes { expire_at_ms, idle, freq },
@@ -315,8 +336,19 @@ impl<R: Read> Reader<R> {
                 };
                 self.window.release_from(value);
                 self.unread = Unread::Value(type_id);
-                let (input, unread) = (&mut self.window, &mut self.unread);
-                Item::Big(BigEntry { db, key, expire_at_ms, idle, freq, type_id, flavour, input, unread })
+                let (input, unread, templates) = (&mut self.window, &mut self.unread, &self.templates);
+                Item::Big(BigEntry {
+                    db,
+                    key,
+                    expire_at_ms,
+                    idle,
+                    freq,
+                    type_id,
+                    flavour,
+                    templates,
+                    input,
+                    unread,
+                })
             }
             Found::Key {
                 type_id,
@@ -330,7 +362,11 @@ impl<R: Read> Reader<R> {
                     Key::Kept(from, to) => self.window.kept(from, to),
                     Key::Decoded => &self.key,
                 };
-                let value = RawValue { type_id, body, flavour };
+                let plain = is_template(type_id, flavour) && !self.options.keep_templates;
+                let value = match plain {
+                    true => RawValue { type_id: HASH, body: &self.plain, flavour },
+                    false => RawValue { type_id, body, flavour },
+                };
                 Item::Entry(Entry { db, key, expire_at_ms, idle, freq, value })
             }
         }))
@@ -372,7 +408,7 @@ impl<R: Read> Reader<R> {
             Unread::Nothing => {}
             Unread::Value(type_id) => {
                 self.opcode = Some(type_id);
-                skip_value(&mut self.window, type_id, flavour)?;
+                self.templates.skip(&mut self.window, type_id, flavour)?;
             }
             Unread::Broken => return Err(What::Corrupt("reading went on after an error")),
         }
@@ -438,6 +474,12 @@ impl<R: Read> Reader<R> {
                     text::skip_string(input)?; // source
                     return Ok(Found::FunctionPreGa(name));
                 }
+                OP_HASH_TEMPLATE if flavour == Flavour::Redis => {
+                    let (id, fields) = self.templates.read(input)?;
+                    if self.options.keep_templates {
+                        return Ok(Found::Template(id, fields));
+                    }
+                }
                 OP_MODULE_AUX => {
                     let module = module_name(length(input)?);
                     // "When" stands as a piece of its own: kind 2, then the number.
@@ -464,7 +506,7 @@ impl<R: Read> Reader<R> {
         let key = self.find_key()?;
         let value = self.window.taken();
         self.window.limit_from_here(self.options.big_value);
-        let big = match skip_value(&mut self.window, type_id, flavour) {
+        let big = match self.templates.skip(&mut self.window, type_id, flavour) {
             // The limit is checked only when more has to be read; so that it does not depend on how the source cuts
             // its reads, check it here too.
             Ok(()) => self.window.taken() - value > self.options.big_value && type_id != MODULE_2,
@@ -480,6 +522,14 @@ impl<R: Read> Reader<R> {
                 return Err(what);
             }
         };
+        if !big && is_template(type_id, flavour) && !self.options.keep_templates {
+            self.plain.clear();
+            let body = self.window.kept(value, self.window.taken());
+            if let Err(what) = self.templates.plain(type_id, body, &mut self.plain) {
+                self.note_key(&key);
+                return Err(what);
+            }
+        }
         Ok(Found::Key { type_id, attributes, key, value, big })
     }
 

@@ -4,6 +4,7 @@ use super::error::What;
 use super::input::{Input, Numbers};
 use super::length::length;
 use super::opcode::*;
+use super::templates::inline;
 use super::text::skip_string;
 
 /// Consumes the value of a key of this type.
@@ -70,6 +71,16 @@ pub(crate) fn skip_value<I: Input>(input: &mut I, type_id: u8, flavour: Flavour)
         STREAM_LISTPACKS_4 => skip_stream(input, 4),
         STREAM_LISTPACKS_5 => skip_stream(input, 5),
         ARRAY => skip_array(input),
+        HASH_TEMPLATE_LISTPACK => {
+            length(input)?;
+            skip_string(input)?;
+            skip_string(input)
+        }
+        HASH_TEMPLATE_LISTPACK_REF => skip_string(input),
+        HASH_TEMPLATE_ARRAY => {
+            let count = inline(input)?.len();
+            (0..count).try_for_each(|_| skip_string(input))
+        }
         _ => Err(What::UnknownType(type_id)),
     }
 }

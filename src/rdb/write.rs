@@ -6,6 +6,7 @@ use super::fields::{self, Shift};
 use super::input::Input;
 use super::opcode::*;
 use super::reader::{BigEntry, Entry, Header};
+use super::templates::is_template;
 
 /// An RDB file that grows in memory, and is taken away piece by piece.
 ///
@@ -59,6 +60,16 @@ impl Writer {
     pub fn function(&mut self, source: &[u8]) {
         self.out.push(OP_FUNCTION);
         self.text(source);
+    }
+
+    /// Names of fields that hashes behind it refer to.
+    pub fn template(&mut self, id: u64, fields: &[Box<[u8]>]) {
+        self.out.push(OP_HASH_TEMPLATE);
+        self.length(id);
+        self.length(fields.len() as u64);
+        for field in fields {
+            self.text(field);
+        }
     }
 
     /// A plain string without expiry.
@@ -153,7 +164,11 @@ impl BigEntry<'_> {
     /// The file is corrupt or cannot be read on, or the receiver does not want more.
     pub fn copy(self, field_expiries: Shift, to: &mut Pieces<'_>) -> Result<(), RdbError> {
         let (type_id, flavour) = (self.type_id, self.flavour);
-        self.read_with(|input, _| fields::copy(input, type_id, flavour, field_expiries, to))
+        let templates = self.templates;
+        self.read_with(|input, _| match is_template(type_id, flavour) {
+            true => templates.skip(&mut Tee { input, to }, type_id, flavour),
+            false => fields::copy(input, type_id, flavour, field_expiries, to),
+        })
     }
 }
 
@@ -184,7 +199,7 @@ mod tests {
 
     /// What a reader makes of a file: each record as a line.
     fn records(file: &[u8], big_value: usize) -> Vec<String> {
-        let mut reader = Reader::new(file, ReadOptions { big_value });
+        let mut reader = Reader::new(file, ReadOptions { big_value, ..Default::default() });
         let mut lines = vec![format!("{:?}", reader.header().unwrap())];
         while let Some(item) = reader.next_item().unwrap() {
             lines.push(match item {
@@ -231,7 +246,7 @@ mod tests {
     #[test]
     fn a_copied_file_differs_in_expiries_only() {
         let file = example();
-        let mut reader = Reader::new(&file[..], ReadOptions { big_value: 1000 });
+        let mut reader = Reader::new(&file[..], ReadOptions { big_value: 1000, ..Default::default() });
         let mut writer = Writer::new(reader.header().unwrap());
         while let Some(item) = reader.next_item().unwrap() {
             match item {

@@ -20,17 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const DBS: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /// Commands that write and are not run, and why.
-const EXEMPT: [(&str, &str); 7] = [
+const EXEMPT: [(&str, &str); 6] = [
     ("migrate", "needs a third server, and reaches the stream as DEL"),
     ("pfdebug", "changes how a value is stored, for tests of the server"),
     ("restore-asking", "RESTORE inside a cluster"),
     ("trimslots", "clusters only"),
     ("cluster|flushslot", "clusters only"),
     ("xidmprecord", "written by AOF rewrites only"),
-    (
-        "himport|set",
-        "makes the snapshot hold a record (242) that is not read yet: the copy stops and says so",
-    ),
 ];
 
 /// Runs the pair; what is worth telling, or what is wrong.

@@ -170,7 +170,12 @@ fn files_of_every_server_written_as_commands_give_the_same_values() {
 
         // The same with everything above 100 bytes streamed. Pending entries of deleted ones are beyond that.
         let streamed = Server::start(name);
-        let big = write_as_commands(&file, ReadOptions { big_value: 100 }, &streamed, &dialect(name));
+        let big = write_as_commands(
+            &file,
+            ReadOptions { big_value: 100, ..Default::default() },
+            &streamed,
+            &dialect(name),
+        );
         assert!(big > 50, "{name}: {big}");
         let mut found = differences(&expected, &look(&mut streamed.connect(), &DBS));
         found.retain(|line| !line.contains("stream:dangling") && !line.contains("stream:emptied"));
@@ -415,7 +420,7 @@ fn a_throttled_load_takes_its_time() {
 
 /// Reads to the end or to the first error, taking every value apart.
 fn read_all(file: &[u8], big_value: usize) -> Result<BTreeMap<Vec<u8>, usize>, What> {
-    let mut reader = Reader::new(file, ReadOptions { big_value });
+    let mut reader = Reader::new(file, ReadOptions { big_value, ..Default::default() });
     let mut seen = BTreeMap::new();
     while let Some(item) = reader.next_item().map_err(|error| error.what)? {
         match item {

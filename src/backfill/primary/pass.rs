@@ -91,7 +91,10 @@ impl Pass {
     }
 
     fn pass<R: Read>(self, from: R, to: std::net::TcpStream) -> Result<Served, Broken> {
-        let mut reader = Reader::new(from, ReadOptions { big_value: self.big_value });
+        // From 8.10 on.
+        let keep_templates =
+            self.capabilities.flavour == server::Flavour::Redis && self.capabilities.version >= (8, 10, 0);
+        let mut reader = Reader::new(from, ReadOptions { big_value: self.big_value, keep_templates });
         let header = reader.header().map_err(unreadable)?;
         if !reads(&self.capabilities, header) {
             return Err(Unfit::new("it does not read files of that version").into());
@@ -187,6 +190,7 @@ impl Pass {
                 // Where the source stands is nothing that the destination should believe of itself.
                 Item::Aux { name, .. } if name.starts_with(b"repl-") => {}
                 Item::Aux { name, value } => out.writer.aux(&name, &value),
+                Item::Template { id, fields } => out.writer.template(id, &fields),
                 Item::Function(source) => {
                     out.writer.function(&source);
                     served.functions += 1;

@@ -279,7 +279,8 @@ async fn candidates(client: &mut Client, places: Vec<Place>) -> Result<Vec<(Plac
         let (Some(encoding), Some(length)) = (encoding, length.and_then(|length| length.as_i64())) else {
             continue;
         };
-        if length > 0 && encoding.as_str() != Some("listpack") {
+        // Neither a listpack nor a hash with a template has any.
+        if length > 0 && matches!(encoding.as_str(), Some("listpackex" | "hashtable")) {
             found.push((place, PAGE.min(usize::try_from(length).unwrap_or(PAGE))));
         }
     }

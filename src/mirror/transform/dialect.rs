@@ -21,6 +21,8 @@ pub struct Dialect {
     pub idempotence: bool,
     /// HPEXPIREAT (Redis 7.4, Valkey 9.0).
     pub hash_field_expiry: bool,
+    /// Hashes with a template (8.10).
+    pub hash_templates: bool,
     /// SET with KEEPTTL (6.0).
     pub keep_ttl: bool,
 }
@@ -42,6 +44,7 @@ impl Dialect {
             hash_set_ex: at_least((8, 0)),
             idempotence: at_least((8, 6)),
             hash_field_expiry: at_least((7, 4)),
+            hash_templates: at_least((8, 10)),
             keep_ttl: at_least((6, 0)),
         }
     }
