@@ -26,6 +26,7 @@ pub(crate) fn fill(server: &Server) {
         sorted_sets(&mut to);
         streams(&mut to);
         arrays(&mut to);
+        templates(&mut to);
     }
     functions(&mut to);
 }
@@ -314,6 +315,17 @@ fn streams(to: &mut Connection) {
     to.line("XNACK stream:same readers FAIL IDS 2 1002-7 1002-8");
     to.line("XADD stream:ahead 10-0 f v");
     to.line("XSETID stream:ahead 99-5");
+}
+
+/// Hashes that share the names of their fields (8.10); others do not know the command.
+fn templates(to: &mut Connection) {
+    to.line("HIMPORT PREPARE pair first second 3");
+    let long = "long ".repeat(30);
+    for nth in 0..20 {
+        let value = if nth % 3 == 0 { &*long } else { "short" };
+        to.call(&["HIMPORT", "SET", &format!("hash:template:{nth}"), "pair", &nth.to_string(), value, "-7"]);
+    }
+    to.line("HIMPORT DISCARDALL");
 }
 
 fn arrays(to: &mut Connection) {
