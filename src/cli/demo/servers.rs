@@ -177,11 +177,20 @@ impl Server {
         matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
     }
 
+    /// Whether the connection leads to this process: another one may have taken the port a moment before.
+    async fn is_this(&self, connection: &mut Connection) -> bool {
+        let Ok(info) = connection.call(&["INFO", "server"]).await else { return false };
+        let info = String::from_utf8_lossy(info.bytes().unwrap_or_default());
+        let pid = info.lines().find_map(|line| line.strip_prefix("process_id:"));
+        pid.is_none_or(|pid| pid.trim().parse() == Ok(self.child.id()))
+    }
+
     async fn answers(&mut self, within: Duration) -> io::Result<()> {
         let deadline = Instant::now() + within;
         loop {
             if let Ok(mut connection) = self.connect().await
                 && let Ok(Reply::Simple(_)) = connection.call(&["PING"]).await
+                && self.is_this(&mut connection).await
             {
                 return Ok(());
             }
