@@ -42,6 +42,11 @@ const FULL: usize = 4 * 1024 * 1024;
 const BATCH: usize = 16 * 1024;
 /// A server that answers faster than this is near.
 const NEAR: Duration = Duration::from_micros(400);
+/// So many single commands of one session in a row, and it is alone.
+const ALONE: u32 = 32;
+/// How long a lone command's answer is waited for without sleeping: on a machine that is not busy, waking up takes longer than
+/// a server nearby needs.
+const LINGER: Duration = Duration::from_micros(80);
 /// One read from the server.
 const READ: usize = 64 * 1024;
 
@@ -72,6 +77,9 @@ pub(super) struct Lane {
     batch_end: Cell<u64>,
     /// When the batch was sent, until its first reply comes.
     batch_sent: Cell<Option<Instant>>,
+    /// Batches of one command each of one session, since there was another; and which session that is.
+    singles: Cell<u32>,
+    single: RefCell<Weak<Session>>,
     /// About the shortest time from a batch to its first reply.
     answer_time: Cell<Duration>,
     waker: RefCell<Option<Waker>>,
@@ -100,6 +108,8 @@ impl Lane {
             back_start: Cell::new(0),
             batch_end: Cell::new(0),
             batch_sent: Cell::new(None),
+            singles: Cell::new(0),
+            single: RefCell::default(),
             answer_time: Cell::new(Duration::ZERO),
             waker: RefCell::new(None),
             moved: Cell::new(0),
@@ -172,6 +182,32 @@ impl Lane {
         if let Some(sent) = self.batch_sent.take() {
             let known = self.answer_time.get();
             self.answer_time.set(sent.elapsed().min(known + known / 64 + Duration::from_micros(1)));
+        }
+    }
+
+    /// A batch begins: takes note of whether it is one more command of the session that sent the last one.
+    fn note_single(&self) {
+        let fifo = self.fifo.borrow();
+        let alone = match fifo.front() {
+            Some(entry) if fifo.len() == 1 && entry.replies == 1 => &entry.session,
+            _ => return self.singles.set(0),
+        };
+        if self.single.borrow().as_ptr() == Rc::as_ptr(alone) {
+            self.singles.set(self.singles.get().saturating_add(1));
+        } else {
+            *self.single.borrow_mut() = Rc::downgrade(alone);
+            self.singles.set(0);
+        }
+    }
+
+    /// Does not let the worker sleep while a lone client's command is being answered; others have the processor if they need it.
+    fn linger(&self, cx: &mut Context<'_>) {
+        if self.singles.get() >= ALONE
+            && self.answer_time.get() < LINGER
+            && self.batch_sent.get().is_some_and(|sent| sent.elapsed() < LINGER)
+        {
+            std::thread::yield_now();
+            later(cx);
         }
     }
 
@@ -252,6 +288,7 @@ impl Lane {
             outcome = self.write(cx, io, worker);
         }
         worker.flush_dirty();
+        self.linger(cx);
         if worker.gate_closed() && self.is_idle() {
             worker.progress.notify_one();
         }
@@ -270,6 +307,7 @@ impl Lane {
             if self.front_start.get() >= self.batch_end.get() {
                 self.batch_sent.set(Some(Instant::now()));
                 self.moved.set(worker.clock());
+                self.note_single();
             }
             self.batch_end.set(self.appended.get());
         }
