@@ -97,6 +97,8 @@ async fn a_destination_with_fewer_databases_is_told_so_and_lives() {
 /// A gateway whose destination is being loaded as a replica, slowly.
 async fn midway(durable: bool) -> (Lab, Workload) {
     let setup = if durable { Setup::new().durable() } else { Setup::new() };
+    // Otherwise a server that loads answers once in 2 MiB.
+    let setup = setup.destination(&["--loading-process-events-interval-bytes", "20000"]);
     let lab = setup.proxies().build().await;
     fill::fill(&lab.source.address(), 30_000, 0).await.unwrap();
     let workload = Workload::start(&Plan { pace: Some(1000), ..Plan::new(lab.gateway.address()).tolerant() });
