@@ -265,6 +265,8 @@ impl Sweep {
         if !self.is_settling() {
             // What came to another key meanwhile may have left the part that was still to be looked at. Nothing comes while that is done.
             if !collector.freeze(true) {
+                // Not before the end of the transaction that is open.
+                self.behind = collected + 1;
                 return Ok(None);
             }
             let collected = collector.read_to();

@@ -28,10 +28,13 @@ pub struct Field {
 impl Transform {
     /// What to store for fields that expire at `at_ms`.
     fn store_fields(&mut self, db: u32, key: &[u8], names: &[&[u8]], at_ms: u64) -> u64 {
-        self.field_expiries = true;
+        self.expects_field_expiries();
         let Mode::Settling { window_ms } = self.mode else {
             return field_padded(at_ms);
         };
+        if !self.dialect.hash_field_expiry {
+            return field_padded(at_ms);
+        }
         let fields =
             || names.iter().map(|name| Field { hash: (db, key.into()), name: Some(Box::from(*name)) });
         if at_ms <= self.now_ms + window_ms {
@@ -143,7 +146,7 @@ impl Transform {
 
     /// A hash has come to this key whose fields may have expiries: a sweep has to look at them once more.
     pub(super) fn hash_arrived(&mut self, db: u32, key: &[u8]) {
-        if self.mixed {
+        if self.mixed && self.dialect.hash_field_expiry {
             self.near_fields.insert(Field { hash: (db, key.into()), name: None });
         }
     }
@@ -168,7 +171,7 @@ impl Transform {
 
     /// The server that is written to has hashes whose fields expire.
     pub fn expects_field_expiries(&mut self) {
-        self.field_expiries = true;
+        self.field_expiries = self.dialect.hash_field_expiry;
     }
 
     /// Whether some of the stored expiries are exact and some padded, or may be.

@@ -525,7 +525,7 @@ impl Transform {
         let [name, key, ttl, payload, options @ ..] = args else { return None };
         let ttl_ms = u64::try_from(int(ttl)?).ok()?;
         if rdb::has_field_expiries(payload) {
-            self.field_expiries = true;
+            self.expects_field_expiries();
             self.hash_arrived(db, key);
         }
         let stamped;
