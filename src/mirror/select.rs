@@ -15,7 +15,7 @@
 //! (KEEPTTL), which the other side may not have had. INCRBYFLOAT is sent in the same words, and far too often for that: a SET of a number with
 //! KEEPTTL goes on as it is. Where a client says so of a key that was of a type that is left out, the expiry is missing, and the comparison
 //! names the key.
-//! Types do not keep names apart: where the other side has values of its own, a [guard](super::guard) looks at what it overwrites.
+//! Types do not keep names apart: where the other side has values of its own, a guard (`guard.rs`) looks at what it overwrites.
 //!
 //! Patterns go by the names of the source. On the way back, what has no name there ([`super::map`]) is outside too, where the destination
 //! has keys of its own; where it has not, the mirror stops at such a key.

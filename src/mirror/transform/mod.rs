@@ -9,7 +9,7 @@
 //!   ones count from the time of arrival (Redis before 7.0 sends EXPIRE, SETEX and SET EX as relative times;
 //!   `expire.c` and `t_string.c` of 7.0 made them absolute). NX, XX, GT and LT are dropped on the way: a
 //!   source only sends what took effect, and against padded expiries the comparison would go wrong.
-//! * So is everything that sets the expiry of a hash's field ([`fields`]).
+//! * So is everything that sets the expiry of a hash's field (`fields.rs`).
 //! * FLUSHALL, FLUSHDB and SWAPDB would take the gateway's own keys along: these are put back in the same
 //!   transaction.
 //!
