@@ -16,6 +16,17 @@ const LIMITS: Limits = Limits { inline: 64 * 1024, arguments: i32::MAX as usize,
 /// Bytes that stay in front of the unread part before they are moved away.
 const SLACK: usize = 256 * 1024;
 
+/// The commands that stand in `bytes` one behind the other, each with its place; up to the first that is not whole.
+pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = (usize, Frame)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let frame = CommandScanner::default().next(&bytes[at..], &LIMITS).ok().flatten()?;
+        let place = at;
+        at += frame.len;
+        Some((place, frame))
+    })
+}
+
 /// One command of the stream.
 #[derive(Debug)]
 pub struct Command<'a> {

@@ -13,10 +13,10 @@
 use std::fmt::Write as _;
 
 use super::copying::places;
+use super::decode::frames;
 use super::kinds::{Works, works};
 use super::transform::is_own;
 use crate::config::{Filter, ValueType};
-use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::write;
 
 /// ARGV: the names of the types that are copied, whether those of any other name are, what to do where the type is
@@ -50,17 +50,15 @@ impl Guard {
 
     /// Puts itself before the commands that stand in `wire` behind `start`. Answers how many they are then.
     pub fn stand_before(&self, wire: &mut Vec<u8>, start: usize, db: u32) -> u32 {
-        let limits = Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
         let commands = wire.split_off(start);
-        let (mut at, mut count) = (0, 0);
-        while let Ok(Some(frame)) = CommandScanner::default().next(&commands[at..], &limits) {
+        let mut count = 0;
+        for (at, frame) in frames(&commands) {
             let bytes = &commands[at..at + frame.len];
             let args: Vec<&[u8]> = frame.args(bytes).collect();
             count += self.write(&args, db, wire).unwrap_or_else(|| {
                 wire.extend_from_slice(bytes);
                 1
             });
-            at += frame.len;
         }
         count
     }
@@ -130,18 +128,18 @@ mod tests {
         let mut wire = b"before".to_vec();
         write::command(&mut wire, &line.split(' ').collect::<Vec<_>>());
         let count = guard.stand_before(&mut wire, 6, 0);
-        let mut at = 6;
         let mut lines = Vec::new();
-        while let Ok(Some(frame)) = CommandScanner::default().next(&wire[at..], &Limits::default()) {
-            let args: Vec<&[u8]> = frame.args(&wire[at..]).collect();
+        let mut end = 6;
+        for (at, frame) in frames(&wire[6..]) {
+            let args: Vec<&[u8]> = frame.args(&wire[6 + at..]).collect();
+            end = 6 + at + frame.len;
             let scripted = args.len() > HEAD && args[1] == SCRIPT.as_bytes();
             let mut words = if scripted { args[3..HEAD].to_vec() } else { vec![&b"as it is:"[..]] };
             words.extend(behind(args));
             let words: Vec<_> = words.into_iter().map(String::from_utf8_lossy).collect();
             lines.push(words.join("|"));
-            at += frame.len;
         }
-        assert_eq!((at, lines.len()), (wire.len(), count as usize));
+        assert_eq!((end, lines.len()), (wire.len(), count as usize));
         Some(lines)
     }
 

@@ -87,20 +87,19 @@ pub enum Payload {
 /// A value for the destination, the expiries of a hash's fields padded.
 pub fn value(key: &[u8], payload: &[u8], dialect: &Dialect) -> Payload {
     let Ok((value, stamped)) = rdb::split_dump(payload) else { return Payload::Same };
-    let body = value.with_field_expiries(field_padded);
-    let whole = value;
     if !dialect.hash_templates
         && let Some(plain) = value.plain_payload()
     {
         return Payload::Stamped(plain);
     }
-    let value = body.as_ref().map_or(value, |body| rdb::RawValue { body, ..value });
-    if body.is_none() && reads(u32::from(stamped), dialect) {
+    let moved = value.with_field_expiries(field_padded);
+    if moved.is_none() && reads(u32::from(stamped), dialect) {
         return Payload::Same;
     }
     if value.minimum_version().is_some_and(|version| reads(version, dialect)) {
         let mut stamped = Vec::with_capacity(payload.len());
-        value.dump_payload(&mut stamped);
+        let body = moved.as_deref().unwrap_or(value.body);
+        rdb::RawValue { body, ..value }.dump_payload(&mut stamped);
         return Payload::Stamped(stamped);
     }
     let (mut out, mut count) = (Vec::new(), 0);
@@ -119,7 +118,7 @@ pub fn value(key: &[u8], payload: &[u8], dialect: &Dialect) -> Payload {
         count += 1;
         Ok(())
     };
-    match whole.commands(key, &words, &mut sink) {
+    match value.commands(key, &words, &mut sink) {
         Ok(()) => Payload::Commands(out, count),
         Err(_) => Payload::Same,
     }

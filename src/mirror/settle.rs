@@ -15,6 +15,7 @@
 //! not, they are padded again by themselves after [`HOLDS`]. So at no time does the destination remove a key that the
 //! source still has.
 
+mod asking;
 mod fields;
 
 use std::borrow::Cow;
@@ -23,13 +24,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::asking::Asking;
 use super::SettleReport;
 use super::batch::Collector;
 use super::expiry::{is_padded, padded, true_expiry};
 use super::kinds::of_name;
 use super::map::Mapping;
 use super::select::Selection;
-use super::transform::{Field, Mode, NotYet, Place, SOON_MS, Transform, is_own, select};
+use super::transform::{Field, Mode, NotYet, Place, SOON_MS, Transform, is_own, select, swapped};
 use crate::error::{Error, Result};
 use crate::resp::value::Value;
 use crate::resp::write;
@@ -75,27 +77,15 @@ impl Ours<'_> {
     /// Those of the keys whose values are of a type that is copied. The server is asked where that is not any type.
     async fn of_our_types(&self, client: &mut Client, places: Vec<Place>) -> Result<Vec<Place>> {
         let Some(filter) = self.select.filter(|filter| filter.has_types()) else { return Ok(places) };
-        let mut out = Vec::with_capacity(places.len() * 48);
-        let (mut db, mut answers) = (None, Vec::with_capacity(places.len()));
-        for (at, key) in &places {
-            if db != Some(*at) {
-                select(*at, &mut out);
-                answers.push(false);
-                db = Some(*at);
-            }
-            write::command(&mut out, &[&b"TYPE"[..], key]);
-            answers.push(true);
+        let mut ask = Asking::default();
+        for (db, key) in &places {
+            ask.add(*db, &[b"TYPE", key]);
         }
-        let replies = client.pipeline(&out, answers.len()).await?;
-        let mut kept = Vec::with_capacity(places.len());
-        let mut places = places.into_iter();
-        for (reply, is_type) in replies.into_iter().zip(answers) {
-            let reply = refused(client, Some(reply), "TYPE")?;
-            if is_type && let Some(place) = places.next() {
-                kept.extend(filter.keeps_type(of_name(reply.as_str().unwrap_or_default())).then_some(place));
-            }
-        }
-        Ok(kept)
+        let answers = ask.answers(client, "TYPE").await?.into_iter();
+        let kept = |kind: Option<Value>| {
+            filter.keeps_type(of_name(kind.as_ref().and_then(Value::as_str).unwrap_or_default()))
+        };
+        Ok(places.into_iter().zip(answers).filter_map(|(place, kind)| kept(kind).then_some(place)).collect())
     }
 }
 
@@ -189,11 +179,7 @@ impl Sweep {
 
     /// Databases have changed places: what is still to be looked at is in the other one.
     fn swap(&mut self, one: u32, two: u32) {
-        let other = |db: &mut u32| match *db {
-            at if at == one => *db = two,
-            at if at == two => *db = one,
-            _ => {}
-        };
+        let other = |db: &mut u32| *db = swapped(*db, one, two);
         self.first.iter_mut().for_each(|(db, _)| other(db));
         self.dbs.iter_mut().for_each(other);
         self.fields.swap(other);
@@ -381,26 +367,18 @@ async fn expiries(client: &mut Client, places: &[Place], exact_time: bool) -> Re
     if places.is_empty() {
         return Ok(Vec::new());
     }
-    let mut out = Vec::with_capacity(places.len() * 48);
-    let mut db = None;
-    let mut skip = Vec::with_capacity(places.len() + 2);
-    if !exact_time {
-        write::command(&mut out, &["TIME"]);
-    }
+    let mut ask = Asking::default();
     let name = if exact_time { &b"PEXPIRETIME"[..] } else { b"PTTL" };
-    for (at, key) in places {
-        if db != Some(*at) {
-            select(*at, &mut out);
-            skip.push(true);
-            db = Some(*at);
-        }
-        write::command(&mut out, &[name, key]);
-        skip.push(false);
+    if let (false, Some((db, _))) = (exact_time, places.first()) {
+        ask.add(*db, &[b"TIME"]);
     }
-    let mut replies = client.pipeline(&out, skip.len() + usize::from(!exact_time)).await?.into_iter();
+    for (db, key) in places {
+        ask.add(*db, &[name, key]);
+    }
+    let mut answers = ask.answers(client, "PEXPIRETIME").await?.into_iter();
     let mut base = 0;
     if !exact_time {
-        let time = refused(client, replies.next(), "TIME")?.into_array().unwrap_or_default();
+        let time = answers.next().flatten().and_then(Value::into_array).unwrap_or_default();
         let part =
             |nth: usize| time.get(nth).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok());
         let (Some(seconds), Some(micros)) = (part(0), part(1)) else {
@@ -408,38 +386,18 @@ async fn expiries(client: &mut Client, places: &[Place], exact_time: bool) -> Re
         };
         base = seconds * 1000 + micros / 1000;
     }
-    let mut stored = Vec::with_capacity(places.len());
-    for (reply, skip) in replies.zip(skip) {
-        let value = refused(client, Some(reply), "PEXPIRETIME")?;
-        if !skip {
-            // -1: no expiry; -2: no key.
-            stored.push(value.as_i64().and_then(|ms| u64::try_from(ms).ok()).map(|ms| base + ms));
-        }
-    }
-    Ok(stored)
+    // -1: no expiry; -2: no key.
+    let ms = |answer: Option<Value>| u64::try_from(answer?.as_i64()?).ok();
+    Ok(answers.map(|answer| Some(base + ms(answer)?)).collect())
 }
 
 async fn set_expiries(client: &mut Client, changes: &[(Place, u64)]) -> Result<()> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let mut out = Vec::with_capacity(changes.len() * 64);
-    let mut db = None;
-    let mut replies = 0;
-    for ((at, key), ms) in changes {
-        if db != Some(*at) {
-            select(*at, &mut out);
-            replies += 1;
-            db = Some(*at);
-        }
+    let mut ask = Asking::default();
+    for ((db, key), ms) in changes {
         let mut number = itoa::Buffer::new();
-        write::command(&mut out, &[&b"PEXPIREAT"[..], key, number.format(*ms).as_bytes()]);
-        replies += 1;
+        ask.add(*db, &[b"PEXPIREAT", key, number.format(*ms).as_bytes()]);
     }
-    for reply in client.pipeline(&out, replies).await? {
-        refused(client, Some(reply), "PEXPIREAT")?;
-    }
-    Ok(())
+    ask.answers(client, "PEXPIREAT").await.map(drop)
 }
 
 fn refused(client: &Client, reply: Option<Value>, command: &str) -> Result<Value> {

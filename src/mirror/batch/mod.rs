@@ -18,13 +18,14 @@
 //! makes one large batch. A transaction of which only a part has arrived is carried over to the next batch.
 
 mod replies;
+mod wire;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::copying::{self, Copying, Stuck, Taken};
+use super::copying::{Copying, Stuck, Taken};
 use super::decode::{Command, Decoder};
-use super::guard::{self, Guard};
+use super::guard::Guard;
 use super::map::Mapping;
 use super::position::POSITION_KEY;
 use super::select::{Selection, Verdict};
@@ -33,6 +34,9 @@ use crate::resp::scan::ProtocolError;
 use crate::resp::write;
 
 pub use replies::{Answer, Replies};
+pub use wire::{Batch, Named};
+
+use wire::{Place, place_rest};
 
 const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
 const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
@@ -49,9 +53,6 @@ pub const REFUSED: &str = "it cannot be mirrored";
 /// Beats that are remembered.
 const BEATS: usize = 16;
 
-/// Memory that a buffer may keep for the next batch.
-const KEEP: usize = 4 * 1024 * 1024;
-
 /// When a batch is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
@@ -67,13 +68,6 @@ impl Default for BatchLimits {
     }
 }
 
-/// Where a command stands in a batch, and where it ends in the stream (0: not from the stream).
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    at: usize,
-    end: u64,
-}
-
 /// SETs at the end of a batch that become one MSET when something else comes, or the batch goes.
 #[derive(Debug, Clone, Copy)]
 struct Run {
@@ -85,111 +79,6 @@ struct Run {
 fn key_and_value(bytes: &[u8]) -> Option<&[u8]> {
     let (head, rest) = bytes.split_at_checked(SET_HEAD.len())?;
     (head.eq_ignore_ascii_case(SET_HEAD) && rest.len() <= SMALL).then_some(rest)
-}
-
-/// One MULTI … EXEC.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// What goes over the wire.
-    pub wire: Vec<u8>,
-    places: Vec<Place>,
-    /// Indexes of `places` that stand for more than one command of the stream, ascending.
-    joined: Vec<usize>,
-    /// The position behind the batch.
-    pub end: u64,
-    /// The db that is selected in the stream behind the batch.
-    pub db: u32,
-    /// Commands of the stream in it.
-    pub commands: u64,
-    /// The highest db that it selects.
-    highest_db: u32,
-    /// When its oldest byte arrived (unix milliseconds); 0 when it holds nothing from the stream.
-    pub oldest_ms: u64,
-    /// Whether it writes the values of keys that are copied anew, see [`Collector::copy`].
-    pub copies: bool,
-}
-
-/// A command of a batch, taken apart for an error message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// Its name, in capitals.
-    pub name: String,
-    /// Its first argument.
-    pub key: Option<Vec<u8>>,
-    /// The db in which it ran.
-    pub db: u32,
-    /// The offset of its last byte in the stream; 0 for a command of our own.
-    pub end: u64,
-    /// The keys that it touches, if that can be told.
-    pub places: Vec<super::transform::Place>,
-}
-
-impl Batch {
-    /// Commands between MULTI and EXEC.
-    pub fn len(&self) -> usize {
-        self.places.len()
-    }
-
-    /// Whether there is nothing between MULTI and EXEC.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
-    fn args(&self, index: usize) -> Vec<&[u8]> {
-        let start = self.places[index].at;
-        let end = self.places.get(index + 1).map_or(self.wire.len(), |next| next.at);
-        let bytes = &self.wire[start..end];
-        let limits =
-            crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
-        match crate::resp::scan::CommandScanner::default().next(bytes, &limits) {
-            Ok(Some(frame)) if frame.argc > 0 && !frame.inline => guard::behind(frame.args(bytes).collect()),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Whether a command was made from several of the stream.
-    pub fn is_joined(&self, index: usize) -> bool {
-        self.joined.binary_search(&index).is_ok()
-    }
-
-    /// Takes one of its commands apart.
-    pub fn name(&self, index: usize) -> Named {
-        let db = (0..index)
-            .rev()
-            .find_map(|before| {
-                let args = self.args(before);
-                let is_select = args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"SELECT"));
-                is_select
-                    .then(|| args.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok()))
-                    .flatten()
-            })
-            .unwrap_or(0);
-        let args = self.args(index);
-        let places = copying::places(&args, db).unwrap_or_default();
-        Named {
-            name: args.first().map(|name| String::from_utf8_lossy(name).to_uppercase()).unwrap_or_default(),
-            key: args.get(1).map(|key| key.to_vec()),
-            db,
-            end: self.places[index].end,
-            places: places.into_iter().map(|(place, _)| place).collect(),
-        }
-    }
-
-    fn clear(&mut self) {
-        self.wire.clear();
-        self.places.clear();
-        self.joined.clear();
-        self.commands = 0;
-        self.highest_db = 0;
-        self.oldest_ms = 0;
-        self.copies = false;
-        if self.wire.capacity() > KEEP {
-            self.wire = Vec::new();
-        }
-        if self.places.capacity() > KEEP / size_of::<Place>() {
-            self.places = Vec::new();
-        }
-    }
 }
 
 /// The state at the last place where a batch may end.
@@ -769,24 +658,6 @@ fn close(run: &mut Option<Run>, batch: &mut Batch, seal: &mut Seal) {
     batch.joined.push(batch.places.len() - 1);
     if sealed {
         seal.wire = batch.wire.len();
-    }
-}
-
-/// The first of `commands` commands has its place; finds those of the others.
-fn place_rest(wire: &[u8], places: &mut Vec<Place>, commands: u32, end: u64) {
-    if commands == 0 {
-        places.pop();
-        return;
-    }
-    let limits =
-        crate::resp::scan::Limits { arguments: usize::MAX >> 1, bulk: 1 << 40, ..Default::default() };
-    for _ in 1..commands {
-        let Some(last) = places.last() else { return };
-        let at = last.at;
-        let Ok(Some(frame)) = crate::resp::scan::CommandScanner::default().next(&wire[at..], &limits) else {
-            return;
-        };
-        places.push(Place { at: at + frame.len, end });
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::{Aim, Ours, Sweep, refused};
+use super::asking::Asking;
+use super::{Aim, Ours, Sweep};
 use crate::config::ValueType;
 use crate::error::{Error, Result};
 use crate::mirror::expiry::{field_padded, is_field_padded, true_field_expiry};
@@ -23,7 +24,7 @@ const KEYS: usize = 500;
 const HASHES: usize = 500;
 
 /// What is still to be looked at.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Rest {
     /// Fields that come before everything else.
     pub(super) first: Vec<Field>,
@@ -41,6 +42,9 @@ struct Reading {
     /// How many fields the next page may have.
     page: usize,
 }
+
+/// Fields of a hash, by their names.
+type Named = (Place, Vec<Box<[u8]>>);
 
 /// A field with the expiry that is stored for it.
 struct Stored {
@@ -67,12 +71,47 @@ impl Rest {
         self.hashes.iter_mut().for_each(|reading| other(&mut reading.hash.0));
     }
 
-    fn begin(&mut self, hash: Place, page: usize) {
-        self.hashes.push_back(Reading { hash, cursor: b"0".to_vec(), page });
+    /// The keys of hashes on the next page of the scan; `None` behind the last db.
+    async fn scan(&mut self, client: &mut Client) -> Result<Option<Vec<Place>>> {
+        let Some(&db) = self.dbs.front() else { return Ok(None) };
+        let mut out = Vec::new();
+        select(db, &mut out);
+        let count = KEYS.to_string();
+        let words: [&[u8]; 6] = [b"SCAN", &self.cursor, b"COUNT", count.as_bytes(), b"TYPE", b"hash"];
+        write::command(&mut out, &words);
+        let (cursor, keys) = super::scanned(client, &out).await?;
+        self.cursor = cursor;
+        if self.cursor == b"0" {
+            self.dbs.pop_front();
+        }
+        Ok(Some(keys.into_iter().map(|key| (db, key)).collect()))
+    }
+
+    /// Remembers those of the keys that are hashes whose fields may expire.
+    async fn find(&mut self, client: &mut Client, places: Vec<Place>) -> Result<()> {
+        let mut ask = Asking::default();
+        for (db, key) in &places {
+            ask.add(*db, &[b"OBJECT", b"ENCODING", key]);
+            ask.add(*db, &[b"HLEN", key]);
+        }
+        let mut answers = ask.answers(client, "OBJECT ENCODING").await?.into_iter();
+        for hash in places {
+            let (encoding, length) = (answers.next().flatten(), answers.next().flatten());
+            // Of another type, HLEN is refused.
+            let (Some(encoding), Some(length)) = (encoding, length.and_then(|length| length.as_i64())) else {
+                continue;
+            };
+            // Neither a listpack nor a hash with a template has any.
+            if length > 0 && matches!(encoding.as_str(), Some("listpackex" | "hashtable")) {
+                let page = PAGE.min(usize::try_from(length).unwrap_or(PAGE));
+                self.hashes.push_back(Reading { hash, cursor: b"0".to_vec(), page });
+            }
+        }
+        Ok(())
     }
 
     /// The next page of some hashes: their fields.
-    async fn pages(&mut self, client: &mut Client) -> Result<Vec<(Place, Vec<Box<[u8]>>)>> {
+    async fn pages(&mut self, client: &mut Client) -> Result<Vec<Named>> {
         let mut readings = Vec::new();
         let mut room = FIELDS;
         while let Some(next) = self.hashes.front()
@@ -114,15 +153,9 @@ impl Sweep {
     ) -> Result<bool> {
         if !self.fields.first.is_empty() {
             let rest = self.fields.first.len().saturating_sub(FIELDS);
-            let (mut hashes, mut fields) = (Vec::new(), Vec::new());
-            for field in self.fields.first.split_off(rest) {
-                match field.name {
-                    Some(name) => fields.push((field.hash, vec![name])),
-                    None => hashes.push(field.hash),
-                }
-            }
+            let (hashes, fields) = parted(self.fields.first.split_off(rest));
             self.visit_fields(client, transform, fields, now_ms).await?;
-            self.find_hashes(client, hashes).await?;
+            self.fields.find(client, hashes).await?;
             return Ok(true);
         }
         if !self.fields.hashes.is_empty() {
@@ -130,39 +163,20 @@ impl Sweep {
             self.visit_fields(client, transform, pages, now_ms).await?;
             return Ok(true);
         }
-        let Some(&db) = self.fields.dbs.front() else { return Ok(false) };
         if ours.select.is_some_and(|select| !select.keeps_type(ValueType::Hash)) {
             self.fields.dbs.clear();
-            return Ok(true);
         }
-        let mut out = Vec::new();
-        select(db, &mut out);
-        let count = KEYS.to_string();
-        let words: [&[u8]; 6] = [b"SCAN", &self.fields.cursor, b"COUNT", count.as_bytes(), b"TYPE", b"hash"];
-        write::command(&mut out, &words);
-        let (cursor, keys) = super::scanned(client, &out).await?;
-        self.fields.cursor = cursor;
-        if self.fields.cursor == b"0" {
-            self.fields.dbs.pop_front();
-        }
-        let places = keys.into_iter().filter(|key| !is_own(key)).map(|key| (db, key));
-        self.find_hashes(client, places.filter(|place| ours.has(place)).collect()).await?;
+        let Some(mut places) = self.fields.scan(client).await? else { return Ok(false) };
+        places.retain(|place| !is_own(&place.1) && ours.has(place));
+        self.fields.find(client, places).await?;
         Ok(true)
-    }
-
-    /// Remembers those of the keys that are hashes whose fields may expire.
-    async fn find_hashes(&mut self, client: &mut Client, places: Vec<Place>) -> Result<()> {
-        for (place, page) in candidates(client, places).await? {
-            self.fields.begin(place, page);
-        }
-        Ok(())
     }
 
     async fn visit_fields(
         &mut self,
         client: &mut Client,
         transform: &mut Transform,
-        fields: Vec<(Place, Vec<Box<[u8]>>)>,
+        fields: Vec<Named>,
         now_ms: u64,
     ) -> Result<()> {
         let mut changes = Vec::new();
@@ -202,24 +216,11 @@ pub(super) async fn settle_last(client: &mut Client, near: &mut HashSet<Field>) 
     if near.is_empty() {
         return Ok(());
     }
-    let mut rest =
-        Rest { first: Vec::new(), dbs: VecDeque::new(), cursor: Vec::new(), hashes: VecDeque::new() };
-    let (mut hashes, mut fields) = (Vec::new(), Vec::new());
-    for field in near.iter() {
-        match &field.name {
-            Some(name) => fields.push((field.hash.clone(), vec![name.clone()])),
-            None => hashes.push(field.hash.clone()),
-        }
-    }
-    for (hash, page) in candidates(client, hashes).await? {
-        rest.begin(hash, page);
-    }
+    let mut rest = Rest::default();
+    let (hashes, mut fields) = parted(near.iter().cloned());
+    rest.find(client, hashes).await?;
     loop {
-        let changes =
-            stored(client, fields).await?.into_iter().filter(|stored| is_field_padded(stored.at_ms));
-        let exact = changes.map(|stored| Stored { at_ms: true_field_expiry(stored.at_ms), ..stored });
-        // One that is due already is deleted by this, as the source would have done.
-        set(client, exact.collect()).await?;
+        make_exact(client, fields).await?;
         if rest.hashes.is_empty() {
             break;
         }
@@ -237,58 +238,41 @@ pub async fn settle_all(client: &mut Client) -> Result<u64> {
     let mut settled = 0;
     let info = client.info("keyspace").await?;
     let mut rest = Rest::new(&info, Vec::new());
-    loop {
-        if !rest.hashes.is_empty() {
+    while let Some(places) = rest.scan(client).await? {
+        rest.find(client, places).await?;
+        while !rest.hashes.is_empty() {
             let fields = rest.pages(client).await?;
-            let padded = stored(client, fields).await?.into_iter().filter(|one| is_field_padded(one.at_ms));
-            let exact: Vec<Stored> =
-                padded.map(|one| Stored { at_ms: true_field_expiry(one.at_ms), ..one }).collect();
-            settled += exact.len() as u64;
-            set(client, exact).await?;
-            continue;
-        }
-        let Some(&db) = rest.dbs.front() else { return Ok(settled) };
-        let mut out = Vec::new();
-        select(db, &mut out);
-        let count = KEYS.to_string();
-        write::command(&mut out, &[b"SCAN", &rest.cursor[..], b"COUNT", count.as_bytes(), b"TYPE", b"hash"]);
-        let (cursor, keys) = super::scanned(client, &out).await?;
-        rest.cursor = cursor;
-        if rest.cursor == b"0" {
-            rest.dbs.pop_front();
-        }
-        let places = keys.into_iter().map(|key| (db, key)).collect();
-        for (hash, page) in candidates(client, places).await? {
-            rest.begin(hash, page);
+            settled += make_exact(client, fields).await?;
         }
     }
+    Ok(settled)
 }
 
-/// Those of the keys that are hashes whose fields may expire, and how many fields a page of each may have.
-async fn candidates(client: &mut Client, places: Vec<Place>) -> Result<Vec<(Place, usize)>> {
-    let mut ask = Asking::default();
-    for (db, key) in &places {
-        ask.add(*db, &[b"OBJECT", b"ENCODING", key]);
-        ask.add(*db, &[b"HLEN", key]);
-    }
-    let mut answers = ask.answers(client, "OBJECT ENCODING").await?.into_iter();
-    let mut found = Vec::new();
-    for place in places {
-        let (encoding, length) = (answers.next().flatten(), answers.next().flatten());
-        // Of another type, HLEN is refused.
-        let (Some(encoding), Some(length)) = (encoding, length.and_then(|length| length.as_i64())) else {
-            continue;
-        };
-        // Neither a listpack nor a hash with a template has any.
-        if length > 0 && matches!(encoding.as_str(), Some("listpackex" | "hashtable")) {
-            found.push((place, PAGE.min(usize::try_from(length).unwrap_or(PAGE))));
+/// Whole hashes, and single fields.
+fn parted(fields: impl IntoIterator<Item = Field>) -> (Vec<Place>, Vec<Named>) {
+    let (mut hashes, mut named) = (Vec::new(), Vec::new());
+    for Field { hash, name } in fields {
+        match name {
+            Some(name) => named.push((hash, vec![name])),
+            None => hashes.push(hash),
         }
     }
-    Ok(found)
+    (hashes, named)
+}
+
+/// Makes the padded ones among these exact; one that is due already is deleted by this, as the source would have done. Answers how many
+/// these were.
+async fn make_exact(client: &mut Client, fields: Vec<Named>) -> Result<u64> {
+    let padded = stored(client, fields).await?.into_iter().filter(|one| is_field_padded(one.at_ms));
+    let exact: Vec<Stored> =
+        padded.map(|one| Stored { at_ms: true_field_expiry(one.at_ms), ..one }).collect();
+    let count = exact.len() as u64;
+    set(client, exact).await?;
+    Ok(count)
 }
 
 /// The stored expiries of those of the fields that have one.
-async fn stored(client: &mut Client, fields: Vec<(Place, Vec<Box<[u8]>>)>) -> Result<Vec<Stored>> {
+async fn stored(client: &mut Client, fields: Vec<Named>) -> Result<Vec<Stored>> {
     let mut ask = Asking::default();
     for ((db, key), names) in &fields {
         let count = names.len().to_string();
@@ -326,45 +310,4 @@ async fn set(client: &mut Client, changes: Vec<Stored>) -> Result<()> {
         ask.add(*db, &words);
     }
     ask.answers(client, "HPEXPIREAT").await.map(drop)
-}
-
-/// A pipeline of questions about keys of several dbs.
-#[derive(Default)]
-struct Asking {
-    out: Vec<u8>,
-    db: Option<u32>,
-    /// Whether each reply answers a question; the others answer SELECT.
-    replies: Vec<bool>,
-}
-
-impl Asking {
-    fn add(&mut self, db: u32, words: &[&[u8]]) {
-        if self.db != Some(db) {
-            select(db, &mut self.out);
-            self.replies.push(false);
-            self.db = Some(db);
-        }
-        write::command(&mut self.out, words);
-        self.replies.push(true);
-    }
-
-    /// `None` where the key is of another type by now.
-    async fn answers(self, client: &mut Client, name: &str) -> Result<Vec<Option<Value>>> {
-        if self.replies.is_empty() {
-            return Ok(Vec::new());
-        }
-        let replies = client.pipeline(&self.out, self.replies.len()).await?;
-        let mut answers = Vec::with_capacity(replies.len());
-        for (reply, answers_one) in replies.into_iter().zip(self.replies) {
-            if matches!(&reply, Value::Error(text) if text.starts_with(b"WRONGTYPE")) {
-                answers.push(None);
-                continue;
-            }
-            let reply = refused(client, Some(reply), name)?;
-            if answers_one {
-                answers.push(Some(reply));
-            }
-        }
-        Ok(answers)
-    }
 }

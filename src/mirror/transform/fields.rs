@@ -4,7 +4,9 @@
 //! compare what is stored: that is right as long as all of it is padded. While a sweep is under way, and after one that made expiries
 //! exact, a script compares what the stored times mean.
 
-use super::{Mode, Options, Place, Transform, Unit};
+use std::collections::HashSet;
+
+use super::{Mode, Options, Place, Transform, Unit, swapped};
 use crate::mirror::expiry::field_padded;
 use crate::resp::write;
 
@@ -29,12 +31,10 @@ impl Transform {
     /// What to store for fields that expire at `at_ms`.
     fn store_fields(&mut self, db: u32, key: &[u8], names: &[&[u8]], at_ms: u64) -> u64 {
         self.expects_field_expiries();
-        let Mode::Settling { window_ms } = self.mode else {
-            return field_padded(at_ms);
+        let window_ms = match self.mode {
+            Mode::Settling { window_ms } if self.dialect.hash_field_expiry => window_ms,
+            _ => return field_padded(at_ms),
         };
-        if !self.dialect.hash_field_expiry {
-            return field_padded(at_ms);
-        }
         let fields =
             || names.iter().map(|name| Field { hash: (db, key.into()), name: Some(Box::from(*name)) });
         if at_ms <= self.now_ms + window_ms {
@@ -160,12 +160,12 @@ impl Transform {
     }
 
     /// Fields whose padded expiry is near; the caller takes care of them.
-    pub fn near_fields(&mut self) -> &mut std::collections::HashSet<Field> {
+    pub fn near_fields(&mut self) -> &mut HashSet<Field> {
         &mut self.near_fields
     }
 
     /// Fields whose exact expiry is less than [`super::SOON_MS`] away.
-    pub fn soon_fields(&mut self) -> &mut std::collections::HashSet<Field> {
+    pub fn soon_fields(&mut self) -> &mut HashSet<Field> {
         &mut self.soon_fields
     }
 
@@ -183,11 +183,7 @@ impl Transform {
     pub(super) fn swap_fields(&mut self, one: u32, two: u32) {
         for fields in [&mut self.near_fields, &mut self.soon_fields] {
             let swapped = std::mem::take(fields).into_iter().map(|mut field| {
-                field.hash.0 = match field.hash.0 {
-                    db if db == one => two,
-                    db if db == two => one,
-                    db => db,
-                };
+                field.hash.0 = swapped(field.hash.0, one, two);
                 field
             });
             *fields = swapped.collect();
