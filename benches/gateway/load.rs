@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
@@ -44,6 +44,9 @@ pub(crate) const CASES: [Case; 9] = [
 pub(crate) fn case(name: &str) -> Option<Case> {
     CASES.into_iter().find(|case| case.name == name)
 }
+
+/// Between two runs: the server lets go of the last one's clients.
+const REST: Duration = Duration::from_millis(200);
 
 /// What one run of one target gave.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +107,20 @@ fn one_client(port: u16, requests: u64) -> Result<Run> {
     })
 }
 
+/// In which order a round runs its targets: over 2 × `count` rounds each of them comes as often at each place, and as often
+/// directly behind each of the others (a Williams design). What ran before leaves the scheduler and the server in a state that
+/// the next one feels, so turning the same order round and round would always favour the same ones.
+fn order(count: usize, round: usize) -> Vec<usize> {
+    // 0, 1, n-1, 2, n-2, …
+    let zigzag =
+        (0..count).map(|place| if place % 2 == 1 { place.div_ceil(2) } else { (count - place / 2) % count });
+    let mut row: Vec<usize> = zigzag.map(|target| (target + round) % count).collect();
+    if (round / count) % 2 == 1 {
+        row.reverse();
+    }
+    row
+}
+
 /// Something to send load to.
 struct Target {
     name: &'static str,
@@ -148,9 +165,9 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     redis_benchmark(source.port(), CASES[3], 300_000).await?;
     for turn in 0..=args.rounds {
         for &case in &cases {
-            let count = targets.len();
-            for index in 0..count {
-                let target = &mut targets[(index + turn) % count];
+            for index in order(targets.len(), turn) {
+                let target = &mut targets[index];
+                tokio::time::sleep(REST).await;
                 let warming = turn == 0;
                 let requests = target.requests.get(case.name).copied().unwrap_or(20_000);
                 let (source_before, own_before) = (cpu_us(source.pid()), target.pid.map(cpu_us));

@@ -21,7 +21,7 @@
 //! cargo bench --bench gateway -- --fair                  GET of 50 clients beside one that moves 50 MiB values
 //! ```
 //! `redis-benchmark` makes the load; it and the servers run on the same cores, so ratios mean more than absolutes.
-//! Every round runs every target of a case once, each time beginning with another one.
+//! Every round runs every target of a case once; over the rounds each of them comes as often at each place and behind each other.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to a person")]
 
