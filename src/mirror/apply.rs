@@ -183,7 +183,9 @@ impl Task {
                 return Ok(Exit::Reopen);
             }
             if !flow.link.is_busy() {
-                if flow.sweep_turn || (flow.sweep.is_some() && !flow.collector.has_effects()) {
+                // Limits hold the stream back, not what keeps keys from expiring.
+                let idle = !flow.collector.has_effects() || self.held_until(flow).is_some();
+                if flow.sweep_turn || (flow.sweep.is_some() && idle) {
                     flow.sweep_turn = false;
                     if let Err(error) = self.slice(flow).await? {
                         return self.reopen(flow, error, false).await;
@@ -198,7 +200,8 @@ impl Task {
             let busy = flow.link.is_busy();
             let held = self.held_until(flow).filter(|_| !busy && flow.collector.has_effects());
             let applied = flow.applied();
-            let sweeping = !busy && flow.sweep.as_ref().is_some_and(|sweep| sweep.is_ready(applied));
+            let free = flow.sweep_turn || held.is_some() || !flow.collector.has_effects();
+            let sweeping = !busy && free && flow.sweep.as_ref().is_some_and(|sweep| sweep.is_ready(applied));
             let event = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Event::Stop,
@@ -438,11 +441,11 @@ impl Task {
             Ok(Some(report)) => report,
             Err(error) => return Ok(Err(error)),
         };
-        let settled = sweep.is_settling();
+        let (settled, holds_until) = (sweep.is_settling(), sweep.holds_until());
         flow.sweep = None;
         tracing::debug!(?report, settled, "a sweep over the expiries is done");
         if settled {
-            flow.settled_until = Some(Instant::now() + settle::HOLDS);
+            flow.settled_until = Some(holds_until);
             self.state.settled = true;
             self.publish();
             if let Some((_, reply)) = flow.settling.take() {
@@ -469,7 +472,8 @@ impl Task {
 
     async fn watch_settled(&mut self, flow: &mut Flow) -> Result<()> {
         let now = Instant::now();
-        let late = flow.settling.as_ref().is_some_and(|(deadline, _)| *deadline <= now);
+        let late = flow.settling.as_ref().is_some_and(|(deadline, _)| *deadline <= now)
+            || flow.sweep.as_ref().is_some_and(Sweep::is_late);
         let lapsed = flow.settled_until.is_some_and(|until| until <= now);
         if (late || lapsed) && !flow.link.is_busy() {
             tracing::debug!(late, "expiries are padded again");
@@ -673,6 +677,8 @@ impl Task {
             let (sealed, db) = flow.collector.sealed();
             if !flow.collector.has_effects() && sealed > flow.written {
                 let text = self.mark_at(sealed, db);
+                // A sweep may have left another one selected.
+                flow.client.command(&["SELECT", "0"]).await?;
                 flow.client.command(&["SET", super::POSITION_KEY, &text]).await?;
                 self.note_applied(sealed);
             }

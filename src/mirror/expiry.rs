@@ -10,7 +10,8 @@
 //! application means ("year 9999" is 2^47.8 ms).
 //!
 //! The fields of hashes have their own: Redis stores no expiry of a field beyond 2^46 ms (`HFE_MAX_ABS_TIME_MSEC` in `t_hash.c`), so
-//! the pad is 2^45. A field that expires behind the year 2527 (2^44) keeps its expiry.
+//! the pad is 2^45. A field that expires behind the year 2527 (2^44) keeps its expiry. What would be the padded form of an expiry before
+//! this program was written is none: it is a true one of the years 3084 to 3138.
 
 /// What is added to an expiry, in milliseconds.
 pub const PAD_MS: u64 = 1 << 52;
@@ -39,14 +40,17 @@ pub const FIELD_PAD_MS: u64 = 1 << 45;
 /// The same for fields as the key's horizon.
 const FIELD_HORIZON_MS: u64 = FIELD_PAD_MS / 2;
 
+/// Nothing that was to expire before (November 2023) has ever been padded.
+const FIELD_FLOOR_MS: u64 = 1_700_000_000_000;
+
 /// What to store for a field that expires at `at_ms`.
 pub fn field_padded(at_ms: u64) -> u64 {
-    if at_ms >= FIELD_HORIZON_MS { at_ms } else { at_ms + FIELD_PAD_MS }
+    if (FIELD_FLOOR_MS..FIELD_HORIZON_MS).contains(&at_ms) { at_ms + FIELD_PAD_MS } else { at_ms }
 }
 
 /// Whether `stored_ms` is an expiry that [`field_padded`] made.
 pub fn is_field_padded(stored_ms: u64) -> bool {
-    (FIELD_PAD_MS..FIELD_PAD_MS + FIELD_HORIZON_MS).contains(&stored_ms)
+    (FIELD_PAD_MS + FIELD_FLOOR_MS..FIELD_PAD_MS + FIELD_HORIZON_MS).contains(&stored_ms)
 }
 
 /// When a field really expires whose stored expiry is `stored_ms`.
@@ -68,13 +72,15 @@ mod tests {
             assert_eq!(true_expiry(padded(at)), at);
             assert_eq!(padded(padded(at)), padded(at));
         }
-        for at in [1, 1_790_000_000_000, FIELD_HORIZON_MS - 1] {
+        for at in [FIELD_FLOOR_MS, 1_790_000_000_000, FIELD_HORIZON_MS - 1] {
             assert!(!is_field_padded(at) && is_field_padded(field_padded(at)));
             assert_eq!((true_field_expiry(at), true_field_expiry(field_padded(at))), (at, at));
             assert_eq!(field_padded(field_padded(at)), field_padded(at));
             assert!(field_padded(at) < 1 << 46, "Redis stores nothing beyond");
         }
-        assert_eq!(field_padded(FIELD_HORIZON_MS), FIELD_HORIZON_MS);
+        for as_it_is in [1, FIELD_FLOOR_MS - 1, FIELD_HORIZON_MS, FIELD_PAD_MS + FIELD_FLOOR_MS - 1] {
+            assert_eq!((field_padded(as_it_is), true_field_expiry(as_it_is)), (as_it_is, as_it_is));
+        }
         for far in [HORIZON_MS, PAD_MS - 1, i64::MAX as u64] {
             assert_eq!(padded(far), far);
         }

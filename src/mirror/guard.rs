@@ -69,8 +69,8 @@ impl Guard {
         let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
         let (how, step, rest) = match () {
             () if is("DEL") || is("UNLINK") => ("pass", 1, rest),
-            () if is("MSET") => ("stop", 2, rest),
             // The source only sends what took effect, and it comes here without an expiry.
+            () if is("MSET") || is("MSETNX") => ("stop", 2, rest),
             () if is("MSETEX") => {
                 let pairs: usize = std::str::from_utf8(rest.first()?).ok()?.parse().ok()?;
                 ("stop", 2, rest.get(1..1 + pairs.checked_mul(2)?)?)
@@ -79,7 +79,8 @@ impl Guard {
                 let how = match works(name) {
                     Some(Works::OnAny) => "pass",
                     Some(Works::Becomes(_)) => "stop",
-                    _ if is("RESTORE") => "stop",
+                    // SETNX would do nothing, and not say why.
+                    _ if is("RESTORE") || is("SETNX") => "stop",
                     _ => return None,
                 };
                 let key = places(args, db).ok()?.into_iter().find(|(_, written)| *written)?.0.1;
@@ -156,6 +157,8 @@ mod tests {
         let each = [format!("a|{types}|stop|SET|a|1"), format!("b|{types}|stop|SET|b|2")];
         assert_eq!(told("MSET a 1 b 2"), each);
         assert_eq!(told("MSETEX 2 a 1 b 2 NX"), each);
+        assert_eq!(told("MSETNX a 1 b 2"), each);
+        assert_eq!(told("SETNX k v"), [format!("k|{types}|stop|SETNX|k|v")]);
         for line in ["RPUSH k 1", "SET crossfade:x 1", "SELECT 3", "FUNCTION FLUSH"] {
             assert_eq!(told(line), [format!("as it is:|{}", line.replace(' ', "|"))]);
         }

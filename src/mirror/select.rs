@@ -195,6 +195,7 @@ impl Selection {
             // A value of a type that is left out may have been there, which the other side does not have.
             Some(Works::Becomes(kind)) if self.keeps_type(kind) => match before(args) {
                 Before::Nothing => None,
+                Before::Key(_) if !places.iter().all(|place| ours(&place)) => Some(Verdict::Copy(changed)),
                 Before::Key(without) => {
                     let mut out = Vec::new();
                     write::command(&mut out, &without);
@@ -344,6 +345,8 @@ mod tests {
             ("SET tmp:a v KEEPTTL", Verdict::Drop),
             ("SET crossfade:x v XX", Verdict::Pass),
             ("MSETEX 2 a 1 tmp:b 2 KEEPTTL", copies(&["a"])),
+            ("MSETEX 2 a 1 tmp:b 2 XX", copies(&["a"])),
+            ("MSETEX 2 a 1 b 2 XX", instead("MSETEX 2 a 1 b 2")),
             ("LPUSH a 1", Verdict::Drop),
             ("SUNIONSTORE a s t", instead("DEL a")),
         ] {

@@ -4,7 +4,7 @@
 //! the only writer and has no batch on its way during a slice, so reading an expiry and writing it is one step.
 //!
 //! ```text
-//! settle         new expiries of the stream: exact if further away than FAR, else padded and remembered ("near")
+//! settle         new expiries of the stream: exact if further away than the sweep takes, else padded and remembered ("near")
 //!                the sweep does the same with those that are there
 //!                the near ones once more: exact if further away than CLOSE; from now on CLOSE also for the stream
 //! settle_last    inside the pause: the near ones, all of them
@@ -31,18 +31,25 @@ use super::expiry::{is_padded, padded, true_expiry};
 use super::kinds::of_name;
 use super::map::Mapping;
 use super::select::Selection;
-use super::transform::{Field, Mode, NotYet, Place, SOON_MS, Transform, is_own, select, swapped};
+use super::transform::{Mode, NotYet, Place, Transform, is_own, select, swapped};
 use crate::error::{Error, Result};
 use crate::resp::value::Value;
 use crate::resp::write;
-use crate::server::Client;
+use crate::server::{Client, Info};
 
 pub use fields::settle_all as settle_all_fields;
 
-/// Expiries nearer than this are not made exact by the first round: it covers the time that a sweep takes.
-const FAR_MS: u64 = SOON_MS;
+/// Expiries nearer than this are not made exact by the first round, and more where there are many keys: it covers the time that a
+/// sweep takes.
+const FAR: Duration = Duration::from_secs(60);
+/// So many keys a sweep looks at in a millisecond at the least; one that is slower is given up in time.
+const KEYS_PER_MS: u64 = 50;
+/// The longest time that is reckoned with.
+const LONGEST: Duration = Duration::from_secs(300);
 /// Expiries nearer than this are left for the very last.
-const CLOSE_MS: u64 = 12_000;
+const CLOSE: Duration = Duration::from_secs(12);
+/// What is left of [`CLOSE`] at least when the second round is over: the time for a switch.
+const LEFT: Duration = Duration::from_secs(3);
 /// How long expiries stay settled while nobody asks for the last step.
 pub const HOLDS: Duration = Duration::from_secs(10);
 /// How long they stay exact after the last step, if the mirror is not stopped.
@@ -102,6 +109,10 @@ enum Aim {
 #[derive(Debug)]
 pub struct Sweep {
     aim: Aim,
+    /// Whether the dbs are listed that are to be looked at. Only what is applied can be seen there.
+    listed: bool,
+    /// Expiries nearer than this were left for the second round.
+    window: Duration,
     /// Keys that come before everything else.
     first: Vec<Place>,
     /// Dbs that are still to be scanned; the front one from `cursor` on.
@@ -109,8 +120,8 @@ pub struct Sweep {
     cursor: Vec<u8>,
     /// Nothing is looked at before the stream is applied up to here.
     behind: u64,
-    /// Whether the near keys have had their second round.
-    again: bool,
+    /// Since when the near keys have their second round.
+    again: Option<Instant>,
     fields: fields::Rest,
     report: SettleReport,
     begun: Instant,
@@ -122,8 +133,15 @@ impl Sweep {
     /// # Errors
     /// The destination does not answer.
     pub async fn settle(client: &mut Client, collector: &mut Collector) -> Result<Self> {
-        collector.transform().set_mode(Mode::Settling { window_ms: FAR_MS });
-        Self::begin(client, collector, Aim::Exact { beyond_ms: FAR_MS }, Vec::new(), Vec::new()).await
+        let info = client.info("keyspace").await?;
+        let keys: u64 = info.keyspace().iter().map(|space| space.keys).sum();
+        let window = FAR + Duration::from_millis(keys / KEYS_PER_MS).min(LONGEST);
+        let transform = collector.transform();
+        transform.set_mode(Mode::Settling { window_ms: window.as_millis() as u64 });
+        // Padding them again would take as long once more.
+        transform.set_soon(2 * window.as_millis() as u64);
+        let aim = Aim::Exact { beyond_ms: window.as_millis() as u64 };
+        Ok(Self::begin(&info, collector, aim, window))
     }
 
     /// Begins to pad expiries.
@@ -131,44 +149,65 @@ impl Sweep {
     /// # Errors
     /// The destination does not answer.
     pub async fn pad(client: &mut Client, collector: &mut Collector) -> Result<Self> {
+        let info = client.info("keyspace").await?;
         let transform = collector.transform();
         transform.set_mode(Mode::Padded);
         transform.set_mixed(true);
-        transform.near().clear();
-        transform.near_fields().clear();
-        let first = std::mem::take(transform.soon()).into_iter().collect();
-        let fields = std::mem::take(transform.soon_fields()).into_iter().collect();
-        Self::begin(client, collector, Aim::Pad, first, fields).await
+        transform.all_soon();
+        Ok(Self::begin(&info, collector, Aim::Pad, FAR))
     }
 
-    async fn begin(
-        client: &mut Client,
-        collector: &mut Collector,
-        aim: Aim,
-        first: Vec<Place>,
-        fields: Vec<Field>,
-    ) -> Result<Self> {
+    fn begin(info: &Info, collector: &mut Collector, aim: Aim, window: Duration) -> Self {
         collector.freeze(false);
         let behind = collector.read_to();
-        let transform = collector.transform();
-        let info = client.info("keyspace").await?;
-        let dbs =
-            info.keyspace().into_iter().filter(|space| space.expires > 0).map(|space| space.db).collect();
-        let fields = fields::Rest::new(&info, fields);
-        if fields.has_any() {
-            transform.expects_field_expiries();
+        if info.keyspace().iter().any(|space| space.field_expires > 0) {
+            // From now on what carries fields to another key is remembered. Those of the stream tell by themselves.
+            collector.transform().expects_field_expiries();
         }
-        Ok(Self {
+        Self {
             aim,
-            first,
-            dbs,
+            listed: false,
+            window,
+            first: Vec::new(),
+            dbs: VecDeque::new(),
             cursor: b"0".to_vec(),
-            again: false,
-            fields,
+            again: None,
+            fields: fields::Rest::default(),
             behind,
             report: SettleReport::default(),
             begun: Instant::now(),
-        })
+        }
+    }
+
+    /// Takes down what is to be looked at. Everything is applied that was collected under other rules, and no databases are about to
+    /// change places.
+    async fn list(&mut self, client: &mut Client, transform: &mut Transform) -> Result<()> {
+        let info = client.info("keyspace").await?;
+        let spaces = info.keyspace().into_iter().filter(|space| space.expires > 0);
+        self.dbs = spaces.map(|space| space.db).collect();
+        let mut fields = Vec::new();
+        if self.aim == Aim::Pad {
+            self.first = std::mem::take(transform.soon()).into_iter().collect();
+            fields = std::mem::take(transform.soon_fields()).into_iter().collect();
+        }
+        self.fields = fields::Rest::new(&info, fields);
+        self.listed = true;
+        Ok(())
+    }
+
+    /// Until when no exact expiry comes due, once all are settled.
+    pub fn holds_until(&self) -> Instant {
+        let now = Instant::now();
+        (self.again.unwrap_or(now) + CLOSE).min(now + HOLDS)
+    }
+
+    /// Whether it takes so long that something that was made exact could come due before the switch.
+    pub fn is_late(&self) -> bool {
+        self.is_settling()
+            && match self.again {
+                None => self.begun.elapsed() + CLOSE > self.window,
+                Some(since) => since.elapsed() + LEFT > CLOSE,
+            }
     }
 
     /// Whether everything is applied that was collected when the sweep, or its present part, began: until then a key that was written
@@ -218,6 +257,10 @@ impl Sweep {
         if !self.is_ready(applied) {
             return Ok(None);
         }
+        if !self.listed {
+            self.list(client, transform).await?;
+            return Ok(None);
+        }
         if !self.first.is_empty() {
             let rest = self.first.len().saturating_sub(SLICE);
             let places = self.first.split_off(rest);
@@ -239,10 +282,11 @@ impl Sweep {
         if self.slice_of_fields(client, transform, ours, now_ms).await? {
             return Ok(None);
         }
-        if self.is_settling() && !self.again {
-            self.again = true;
-            self.aim = Aim::Exact { beyond_ms: CLOSE_MS };
-            transform.set_mode(Mode::Settling { window_ms: CLOSE_MS });
+        if self.is_settling() && self.again.is_none() {
+            self.again = Some(Instant::now());
+            let close_ms = CLOSE.as_millis() as u64;
+            self.aim = Aim::Exact { beyond_ms: close_ms };
+            transform.set_mode(Mode::Settling { window_ms: close_ms });
             self.first = std::mem::take(transform.near()).into_iter().collect();
             self.fields.first = std::mem::take(transform.near_fields()).into_iter().collect();
             self.behind = collected;
@@ -307,7 +351,7 @@ impl Sweep {
                         transform.near().insert(place);
                         continue;
                     }
-                    if at_ms <= now_ms + SOON_MS {
+                    if transform.is_soon(at_ms) {
                         transform.soon().insert(place.clone());
                     }
                     self.report.exact += 1;
@@ -315,7 +359,7 @@ impl Sweep {
                 }
                 // Exact already, from the stream or from an earlier call.
                 Aim::Exact { .. } => {
-                    if at_ms <= now_ms + SOON_MS {
+                    if transform.is_soon(at_ms) {
                         transform.soon().insert(place);
                     }
                 }

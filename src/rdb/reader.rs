@@ -178,6 +178,11 @@ impl std::fmt::Debug for BigEntry<'_> {
 }
 
 impl BigEntry<'_> {
+    /// Whether it is a hash that shares the names of its fields, which servers before Redis 8.10 do not know.
+    pub fn has_template(&self) -> bool {
+        is_template(self.type_id, self.flavour)
+    }
+
     /// Writes the value as commands, in chunks of about 64 KiB or 128 elements (strings: 512 KiB), while it is read.
     /// The key must not exist. Memory stays flat, except that one element is in memory as a whole.
     pub fn commands(self, dialect: &Dialect, sink: &mut Sink<'_>) -> Result<(), RdbError> {

@@ -176,6 +176,46 @@ async fn h12_expiries_that_move_during_a_sweep_are_not_missed() {
     lab.same().await;
 }
 
+/// Again and again a db gets its first expiry: some of them wait behind the mirror's limit when the sweep before a switch looks which dbs
+/// have any.
+#[tokio::test(flavor = "multi_thread")]
+async fn h12_the_first_expiry_of_a_db_just_before_the_sweep() {
+    const DBS: [&str; 2] = ["--databases", "5000"];
+    let limit = "[throttle]\nmirror_ops = \"100/s\"\n";
+    let mut lab = Setup::new().source(&DBS).destination(&DBS).config(limit).build().await;
+    for server in [&lab.source, &lab.destination] {
+        server.call(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await.unwrap();
+    }
+    lab.mirror().await;
+    let mut client = lab.source.connect().await.unwrap();
+    let writing = tokio::spawn(async move {
+        for db in 0..5000 {
+            client.queue(&["SELECT", &db.to_string()]);
+            client.queue(&["SET", "lock", "v", "EX", "500"]);
+            client.flush().await.unwrap();
+            let (first, second) = (client.reply().await, client.reply().await);
+            if first.and(second).is_err() {
+                // The switch has fenced the source.
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    lab.cutover().await;
+    writing.abort();
+    let _ = writing.await;
+    let mut client = lab.destination.connect().await.unwrap();
+    for db in 0..5000 {
+        client.must(&["SELECT", &db.to_string()]).await.unwrap();
+        let left = client.must(&["PTTL", "lock"]).await.unwrap().number().unwrap();
+        assert!(left < 500_000, "db {db}: {left}");
+        if left < 0 {
+            assert!(db > 2, "the sweep met few dbs");
+            break;
+        }
+    }
+}
+
 /// Keys whose stored expiry is padded, or is not.
 async fn padded(server: &Server, wanted: bool) -> Vec<String> {
     let mut client = server.connect().await.unwrap();

@@ -140,6 +140,9 @@ impl Pass {
                     out.keys += 1;
                     served.keys += 1;
                 }
+                Item::Big(entry) if !keep_templates && entry.has_template() => {
+                    return Err(Unfit::new("it does not know the templates of a large hash").into());
+                }
                 Item::Big(mut entry) => {
                     if let Some((db, key)) = renamed(map, entry.db, &entry.key).map_err(Broken::Snapshot)? {
                         (entry.db, entry.key) = (db, key);

@@ -9,7 +9,7 @@ use super::{Aim, Ours, Sweep};
 use crate::config::ValueType;
 use crate::error::{Error, Result};
 use crate::mirror::expiry::{field_padded, is_field_padded, true_field_expiry};
-use crate::mirror::transform::{Field, Place, SOON_MS, Transform, is_own, select};
+use crate::mirror::transform::{Field, Place, Transform, is_own, select};
 use crate::resp::value::Value;
 use crate::resp::write;
 use crate::server::{Client, Info};
@@ -57,11 +57,6 @@ impl Rest {
     pub(super) fn new(info: &Info, first: Vec<Field>) -> Self {
         let dbs = info.keyspace().into_iter().filter(|space| space.field_expires > 0).map(|space| space.db);
         Self { first, dbs: dbs.collect(), cursor: b"0".to_vec(), hashes: VecDeque::new() }
-    }
-
-    /// Whether the server has any hash whose fields expire.
-    pub(super) fn has_any(&self) -> bool {
-        !self.dbs.is_empty()
     }
 
     /// Databases have changed places.
@@ -182,7 +177,7 @@ impl Sweep {
         let mut changes = Vec::new();
         for Stored { hash, name, at_ms: stored_ms } in stored(client, fields).await? {
             let at_ms = true_field_expiry(stored_ms);
-            let soon = at_ms <= now_ms + SOON_MS;
+            let soon = transform.is_soon(at_ms);
             let field = || Field { hash: hash.clone(), name: Some(name.clone()) };
             match self.aim {
                 Aim::Pad if field_padded(stored_ms) == stored_ms => {}

@@ -10,13 +10,15 @@ use super::{Mode, Options, Place, Transform, Unit, swapped};
 use crate::mirror::expiry::field_padded;
 use crate::resp::write;
 
-/// ARGV: GT or LT, the time, what to store, the fields. The two numbers are the pad of a field and half of it.
-pub const COMPARED: &str = "local f={unpack(ARGV,4)} \
-    for i,at in ipairs(redis.call('HPEXPIRETIME',KEYS[1],'FIELDS',#f,unpack(f))) do \
-    if at>=35184372088832 and at<52776558133248 then at=at-35184372088832 end \
-    local new,set=tonumber(ARGV[2]),false \
-    if ARGV[1]=='GT' then set=at>=0 and new>at else set=at==-1 or (at>=0 and new<at) end \
-    if set then redis.call('HPEXPIREAT',KEYS[1],ARGV[3],'FIELDS',1,f[i]) end end";
+/// ARGV: GT or LT, the time, what to store, XX or nothing, the fields. The numbers are those of [`super::super::expiry`]: from where to where
+/// the expiry of a field is a padded one, and the pad.
+pub const COMPARED: &str = "local new=tonumber(ARGV[2]) \
+    for i=5,#ARGV do \
+    local at=(redis.call('HPEXPIRETIME',KEYS[1],'FIELDS',1,ARGV[i]) or {})[1] or -2 \
+    if at>=36884372088832 and at<52776558133248 then at=at-35184372088832 end \
+    local set=at>=0 and new>at \
+    if ARGV[1]=='LT' then set=(at==-1 and ARGV[4]~='XX') or (at>=0 and new<at) end \
+    if set then redis.call('HPEXPIREAT',KEYS[1],ARGV[3],'FIELDS',1,ARGV[i]) end end";
 
 /// A field of a hash, or (`name` is `None`) every field of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,13 +43,13 @@ impl Transform {
             self.near_fields.extend(fields());
             return field_padded(at_ms);
         }
-        if at_ms <= self.now_ms + super::SOON_MS {
+        if self.is_soon(at_ms) {
             self.soon_fields.extend(fields());
         }
         at_ms
     }
 
-    /// HEXPIRE and its family: `rest` is an optional flag, then FIELDS, the count, and the fields. The flag stays: of several fields
+    /// HEXPIRE and its family: `rest` are flags, then FIELDS, the count, and the fields. The flags stay: of several fields
     /// the source may have changed only some.
     pub(super) fn expire_fields(
         &mut self,
@@ -59,15 +61,18 @@ impl Transform {
     ) -> Option<u32> {
         let fields = rest.iter().position(|word| word.eq_ignore_ascii_case(b"FIELDS"))?;
         let names = rest.get(fields + 2..)?;
-        let flag = rest[..fields].iter().map(|word| word.to_ascii_uppercase()).next();
+        // Valkey takes XX beside GT or LT.
+        let has = |flag: &str| rest[..fields].iter().any(|word| word.eq_ignore_ascii_case(flag.as_bytes()));
+        let compares = ["GT", "LT"].into_iter().find(|flag| has(flag));
+        let only: &[u8] = if has("XX") { b"XX" } else { b"" };
         let stored = self.store_fields(db, key, names, at_ms);
         let mut number = itoa::Buffer::new();
         let stored = number.format(stored).as_bytes();
-        match flag {
-            Some(flag) if self.mixed && (flag == b"GT" || flag == b"LT") => {
+        match compares {
+            Some(flag) if self.mixed => {
                 let at = at_ms.to_string();
                 let mut words: Vec<&[u8]> = vec![b"EVAL", COMPARED.as_bytes(), b"1", key];
-                words.extend([&flag[..], at.as_bytes(), stored]);
+                words.extend([flag.as_bytes(), at.as_bytes(), stored, only]);
                 words.extend_from_slice(names);
                 write::command(out, &words);
             }
@@ -164,7 +169,7 @@ impl Transform {
         &mut self.near_fields
     }
 
-    /// Fields whose exact expiry is less than [`super::SOON_MS`] away.
+    /// Fields whose exact expiry comes soon, see [`Transform::set_soon`].
     pub fn soon_fields(&mut self) -> &mut HashSet<Field> {
         &mut self.soon_fields
     }

@@ -56,9 +56,6 @@ pub enum Mode {
 /// A key and its db.
 pub type Place = (u32, Box<[u8]>);
 
-/// An exact expiry nearer than this is remembered, so that it can be padded again before it comes due.
-pub const SOON_MS: u64 = 60_000;
-
 /// What is to be done with a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
@@ -99,8 +96,9 @@ pub struct Transform {
     wiped: bool,
     /// Padded keys that [`Mode::Settling`] left over, and those to which an expiry came along that may be exact or padded.
     near: HashSet<Place>,
-    /// Exact keys that come due soon.
+    /// Exact keys that come due soon: within so many milliseconds.
     soon: HashSet<Place>,
+    soon_ms: u64,
     /// The same for fields of hashes.
     near_fields: HashSet<Field>,
     soon_fields: HashSet<Field>,
@@ -127,6 +125,7 @@ impl Transform {
             wiped: false,
             near: HashSet::new(),
             soon: HashSet::new(),
+            soon_ms: 0,
             near_fields: HashSet::new(),
             soon_fields: HashSet::new(),
             field_expiries: false,
@@ -164,7 +163,23 @@ impl Transform {
         &mut self.near
     }
 
-    /// Keys whose exact expiry is less than [`SOON_MS`] away.
+    /// Exact expiries nearer than this are remembered from now on, so that they can be padded again before they come due.
+    pub fn set_soon(&mut self, within_ms: u64) {
+        self.soon_ms = within_ms;
+    }
+
+    /// Whether an exact expiry comes due soon.
+    pub fn is_soon(&self, at_ms: u64) -> bool {
+        at_ms <= self.now_ms + self.soon_ms
+    }
+
+    /// What was left over may be exact by now, after a RENAME: it comes with what comes due soon.
+    pub fn all_soon(&mut self) {
+        self.soon.extend(self.near.drain());
+        self.soon_fields.extend(self.near_fields.drain());
+    }
+
+    /// Keys whose exact expiry comes soon, see [`Transform::set_soon`].
     pub fn soon(&mut self) -> &mut HashSet<Place> {
         &mut self.soon
     }
@@ -193,7 +208,7 @@ impl Transform {
             self.near.insert((db, key.into()));
             return padded(at_ms);
         }
-        if at_ms <= self.now_ms + SOON_MS {
+        if self.is_soon(at_ms) {
             self.soon.insert((db, key.into()));
         }
         at_ms

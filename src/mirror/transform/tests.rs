@@ -150,6 +150,7 @@ fn an_old_destination_gets_what_it_understands() {
 fn while_settling_far_expiries_are_exact_and_near_ones_are_remembered() {
     let mut transform = fresh(Dialect::of_version(8, 10));
     transform.set_mode(Mode::Settling { window_ms: 10_000 });
+    transform.set_soon(60_000);
     assert_eq!(
         run(&mut transform, "SET far v EX 3600").unwrap(),
         [format!("SET far v PXAT {}", NOW + 3_600_000)]
@@ -233,6 +234,7 @@ fn scripts_go_in_their_frame_with_the_time_of_arrival() {
 fn fields_are_settled_as_keys_are() {
     let mut transform = fresh(Dialect::of_version(8, 0));
     transform.set_mode(Mode::Settling { window_ms: 10_000 });
+    transform.set_soon(60_000);
     let one = |transform: &mut Transform, line: &str| run(transform, line).unwrap().remove(0);
     assert_eq!(one(&mut transform, "RENAME a b"), "RENAME a b");
     assert!(transform.near_fields().is_empty(), "no field expires as far as is known");
@@ -261,11 +263,15 @@ fn fields_are_settled_as_keys_are() {
     // What is stored cannot be compared any more, until all of it is padded again.
     let compared = one(&mut transform, &format!("HPEXPIREAT k {far} gt FIELDS 2 a b"));
     assert!(
-        compared.starts_with("EVAL ") && compared.ends_with(&format!(" 1 k GT {far} {far} a b")),
+        compared.starts_with("EVAL ") && compared.ends_with(&format!(" 1 k GT {far} {far}  a b")),
         "{compared}"
     );
+    let both = one(&mut transform, &format!("HPEXPIREAT k {far} xx Lt FIELDS 1 a"));
+    assert!(both.ends_with(&format!(" 1 k LT {far} {far} XX a")), "{both}");
     assert!(one(&mut transform, &format!("HPEXPIREAT k {far} NX FIELDS 1 a")).starts_with("HPEXPIREAT"));
     transform.set_mode(Mode::Padded);
+    transform.all_soon();
+    assert!(transform.near_fields().is_empty() && transform.soon_fields().len() > 4);
     assert!(one(&mut transform, &format!("HPEXPIREAT k {far} LT FIELDS 1 a")).starts_with("EVAL "));
     transform.set_mixed(false);
     assert!(one(&mut transform, &format!("HPEXPIREAT k {far} LT FIELDS 1 a")).starts_with("HPEXPIREAT"));
