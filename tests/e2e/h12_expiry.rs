@@ -187,6 +187,7 @@ async fn h12_the_first_expiry_of_a_db_just_before_the_sweep() {
         server.call(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await.unwrap();
     }
     lab.mirror().await;
+    lab.expect_log("connections that write to the source without the gateway were closed");
     let mut client = lab.source.connect().await.unwrap();
     let writing = tokio::spawn(async move {
         for db in 0..5000 {
