@@ -42,9 +42,9 @@ pub use fields::settle_all as settle_all_fields;
 /// Expiries nearer than this are not made exact by the first round, and more where there are many keys: it covers the time that a
 /// sweep takes.
 const FAR: Duration = Duration::from_secs(60);
-/// So many keys a sweep looks at in a millisecond at the least; one that is slower is given up in time.
-const KEYS_PER_MS: u64 = 50;
-/// The longest time that is reckoned with.
+/// What a slice is reckoned with, besides four round trips; a sweep that is slower is given up in time.
+const PER_SLICE: Duration = Duration::from_millis(10);
+/// The longest time that is reckoned with for all of them.
 const LONGEST: Duration = Duration::from_secs(300);
 /// Expiries nearer than this are left for the very last.
 const CLOSE: Duration = Duration::from_secs(12);
@@ -133,9 +133,12 @@ impl Sweep {
     /// # Errors
     /// The destination does not answer.
     pub async fn settle(client: &mut Client, collector: &mut Collector) -> Result<Self> {
+        let asked = Instant::now();
         let info = client.info("keyspace").await?;
+        let per_slice = asked.elapsed() * 4 + PER_SLICE;
         let keys: u64 = info.keyspace().iter().map(|space| space.keys).sum();
-        let window = FAR + Duration::from_millis(keys / KEYS_PER_MS).min(LONGEST);
+        let slices = u32::try_from(keys / SLICE as u64).unwrap_or(u32::MAX);
+        let window = FAR + per_slice.saturating_mul(slices).min(LONGEST);
         let transform = collector.transform();
         transform.set_mode(Mode::Settling { window_ms: window.as_millis() as u64 });
         // Padding them again would take as long once more.
