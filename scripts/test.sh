@@ -5,6 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 need redis-server redis-server
 need redis-cli redis-tools
+need faketime faketime
 need_chromium
 need_python_venv
 need_node

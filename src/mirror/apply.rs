@@ -25,7 +25,7 @@ use super::{Position, Request, SettleReport, Stage, Trouble};
 use crate::backfill::Pace;
 use crate::error::{Error, Result, Side};
 use crate::replication::{JournalReader, Link as ReceiverLink};
-use crate::server::Client;
+use crate::server::{Client, Clock, Endpoint};
 
 /// How long a position that moved over bytes without effect may stay unwritten.
 const WRITE_POSITION: Duration = Duration::from_secs(10);
@@ -35,6 +35,8 @@ const UNWRITTEN: u64 = 1024 * 1024;
 const LIVE_MS: f64 = 500.0;
 /// For the batch on its way when the mirror is stopped.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// For both servers to say what time it is.
+const CLOCKS: Duration = Duration::from_secs(1);
 /// After this silence the destination is shown as stalled, and asked over another connection.
 const STALLED: Duration = Duration::from_secs(10);
 
@@ -102,6 +104,7 @@ impl Task {
             .map(|(key, value)| (key.clone().into_bytes(), value.clone()))
             .collect();
         let mut transform = Transform::new(dialect, own);
+        transform.set_clocks(self.clocks);
         transform.leave_out(self.left_out.clone());
         for text in self.notes.scripts()? {
             transform.scripts().remember(text.into());
@@ -137,6 +140,7 @@ impl Task {
         self.state.settled = false;
         self.hurry(false);
         self.watch_source(&mut flow)?;
+        self.compare_clocks(&mut flow).await;
         let outcome = self.flow(&mut flow).await;
         if let Some((_, reply)) = flow.settling.take() {
             let _ = reply.send(Err(Error::passing(self.options.to.side, "the connection was lost")));
@@ -247,6 +251,21 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Asks both servers what time it is. One that does not answer keeps the clock that it had.
+    async fn compare_clocks(&mut self, flow: &mut Flow) {
+        let ask = async |server: &Endpoint| {
+            let mut client = Client::open(server, CLOCKS).await?;
+            Clock::ahead_ms(&mut client).await
+        };
+        let asked = async { tokio::join!(ask(&self.options.from), ask(&self.options.to)) };
+        if let Ok((source, destination)) = tokio::time::timeout(CLOCKS, asked).await {
+            self.clocks.source_ms = source.unwrap_or(self.clocks.source_ms);
+            self.clocks.destination_ms = destination.unwrap_or(self.clocks.destination_ms);
+            tracing::debug!(clocks = ?self.clocks, "the clocks of the servers against this one");
+        }
+        flow.collector.transform().set_clocks(self.clocks);
     }
 
     /// Collects as much as there is room for.
@@ -434,7 +453,8 @@ impl Task {
         let ours = Ours { select: self.options.select.as_deref(), map: self.options.map.as_deref() };
         let applied = flow.applied();
         let Flow { sweep: Some(sweep), collector, client, .. } = flow else { return Ok(Ok(())) };
-        let slice = sweep.slice(client, collector, applied, &ours, exact_time, unix_ms());
+        let now_ms = collector.transform().now_ms();
+        let slice = sweep.slice(client, collector, applied, &ours, exact_time, now_ms);
         let done = self.cancel.run_until_cancelled(slice).await.ok_or(End::Stopped)?;
         let report = match done {
             Ok(None) => return Ok(Ok(())),
@@ -516,6 +536,7 @@ impl Task {
                 if let Some((_, before)) = flow.settling.take() {
                     let _ = before.send(Err(Error::passing(Side::Gateway, "asked for again")));
                 }
+                self.compare_clocks(flow).await;
                 self.notes.set_padded(false)?;
                 self.hurry(true);
                 flow.settled_until = None;

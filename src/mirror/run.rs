@@ -28,6 +28,7 @@ use super::heartbeat::Heartbeat;
 use super::link::{self, Found, Opened};
 use super::notes::Notes;
 use super::position::lineage;
+use super::transform::Clocks;
 use super::{
     Direction, LagFrom, Mark, MirrorOptions, MirrorState, POSITION_KEY, Position, Reach, Request, Resolution,
     Stage, Start, Trouble,
@@ -125,6 +126,8 @@ pub(super) struct Task {
     pub(super) by_commands: bool,
     /// Since when something is received that is not applied, as far as that is known without the stream.
     behind_since: Option<Instant>,
+    /// How the servers' clocks go, as far as they were asked.
+    pub(super) clocks: Clocks,
     jitter: u64,
 }
 
@@ -197,6 +200,7 @@ pub(super) async fn run(options: MirrorOptions, mut ends: Ends) {
         engaged: None,
         by_commands: false,
         behind_since: None,
+        clocks: Clocks::default(),
         jitter: unix_ms() | 1,
     };
     let governor = (task.options.direction == Direction::Forward).then(|| {

@@ -10,6 +10,7 @@
 mod address;
 mod capabilities;
 mod client;
+mod clock;
 mod endpoint;
 mod info;
 mod scheduling;
@@ -21,6 +22,7 @@ pub use address::{Address, Secret};
 pub(crate) use capabilities::version;
 pub use capabilities::{Capabilities, Flavour};
 pub use client::{Client, passes};
+pub use clock::Clock;
 pub use endpoint::Endpoint;
 pub use info::{Info, Keyspace};
 pub use scheduling::let_neighbours_run;

@@ -10,6 +10,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "nothing outside this binary sees it")]
 #![allow(dead_code, reason = "what is shared serves other tests too")]
 
+mod clocks;
 mod fields;
 #[path = "../rdb/fill.rs"]
 mod fill;
@@ -84,6 +85,15 @@ const FIELDS: [(&str, &str, &str); 8] = [
     ("valkey-9.1", "valkey-9.1", "commands"),
 ];
 
+/// Sources that tell expiries as what is left, and as a time; and how far ahead the gateway's clock is.
+const CLOCKS: [(&str, &str, &str); 5] = [
+    ("redis-2.8", "redis-7.0", "+7s"),
+    ("redis-5.0", "redis-8.10", "-7s"),
+    ("redis-6.2", "valkey-9.1", "+400s"),
+    ("redis-7.0", "redis-7.0", "-7s"),
+    ("", "", "+7s"),
+];
+
 fn pairs() -> VecDeque<(&'static str, &'static str)> {
     let there = servers(&ALL);
     if there == [""] {
@@ -103,6 +113,17 @@ fn pairs() -> VecDeque<(&'static str, &'static str)> {
             && (chosen.is_empty() || chosen.split(',').any(|part| name.contains(part)))
     });
     pairs.into()
+}
+
+#[test]
+fn h12_a_gateway_whose_clock_is_wrong() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let there = servers(&ALL);
+    for (from, to, ahead) in CLOCKS {
+        if there.contains(&from) && there.contains(&to) {
+            clocks::run(from, to, ahead);
+        }
+    }
 }
 
 #[test]

@@ -2,13 +2,12 @@
 
 use std::net::ToSocketAddrs;
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::backfill::primary;
 use crate::config::Config;
 use crate::resp::value::Value;
-use crate::server::{Capabilities, Client, Endpoint, Keyspace};
-use crate::{Error, Result, Side};
+use crate::server::{Capabilities, Client, Clock, Endpoint, Keyspace};
+use crate::{Result, Side};
 
 /// Everything that was found out.
 #[derive(Debug)]
@@ -114,7 +113,7 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
     let capabilities = Capabilities::probe(&mut client).await?;
     let info = client.info("").await?;
     let keyspace = client.info("keyspace").await?.keyspace();
-    let (clock_ms, clock_error_ms) = clock(&mut client).await?;
+    let clock = Clock::ask(&mut client).await?;
     let number = |name: &str| info.u64(name).unwrap_or(0);
     let text = |name: &str| info.get(name).unwrap_or_default().to_owned();
     let mut found = Server {
@@ -135,8 +134,8 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
             .await?
             .and_then(|text| buffer_limit(&text)),
         databases: setting(&mut client, "databases").await?.and_then(|text| text.parse().ok()),
-        clock_ms,
-        clock_error_ms,
+        clock_ms: clock.ahead_ms,
+        clock_error_ms: clock.within_ms,
         modules: modules(&client.call(&["MODULE", "LIST"]).await?),
         denied: denied(&mut client, &capabilities, endpoint.side).await?,
         replication_refused: None,
@@ -176,21 +175,6 @@ async fn setting(client: &mut Client, name: &str) -> Result<Option<String>> {
 async fn own_key(client: &mut Client, key: &str) -> Result<Option<String>> {
     let reply = client.call(&["GET", key]).await?;
     Ok(reply.as_bytes().filter(|_| !reply.is_error()).map(|text| String::from_utf8_lossy(text).into_owned()))
-}
-
-/// `TIME`, against the middle of the round trip.
-async fn clock(client: &mut Client) -> Result<(i64, i64)> {
-    let before = Instant::now();
-    let reply = client.command(&["TIME"]).await?;
-    let half = i64::try_from(before.elapsed().as_millis() / 2).unwrap_or(i64::MAX);
-    let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let number = |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok());
-    let theirs = match reply.into_array().as_deref() {
-        Some([seconds, micros]) => number(seconds).zip(number(micros)).map(|(s, us)| s * 1000 + us / 1000),
-        _ => None,
-    };
-    let theirs = theirs.ok_or_else(|| Error::new(client.side(), "TIME gave no time"))?;
-    Ok((theirs - (i64::try_from(ours).unwrap_or(i64::MAX) - half), half))
 }
 
 fn modules(reply: &Value) -> Vec<String> {

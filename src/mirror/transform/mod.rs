@@ -79,6 +79,15 @@ pub fn is_own(key: &[u8]) -> bool {
     key.starts_with(OWN_PREFIX)
 }
 
+/// How far the servers' clocks are ahead of the gateway's, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Clocks {
+    /// Where the stream comes from.
+    pub source_ms: i64,
+    /// Where it goes to.
+    pub destination_ms: i64,
+}
+
 /// It is collected, and not yet applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotYet;
@@ -88,8 +97,10 @@ pub struct NotYet;
 pub struct Transform {
     dialect: Dialect,
     mode: Mode,
-    /// Unix time in milliseconds, as of the last [`Transform::tick`].
+    /// Unix time in milliseconds, as of the last [`Transform::tick`]: the destination's, if that is ahead of ours.
     now_ms: u64,
+    /// The clocks of the two servers minus ours, in milliseconds.
+    clocks: Clocks,
     /// Keys of the gateway that live in db 0 besides the position, and their values.
     own: Vec<(Vec<u8>, Vec<u8>)>,
     /// Set when `own` may have been wiped out by what was written.
@@ -121,6 +132,7 @@ impl Transform {
             dialect,
             mode: Mode::Padded,
             now_ms: 0,
+            clocks: Clocks::default(),
             own,
             wiped: false,
             near: HashSet::new(),
@@ -137,9 +149,20 @@ impl Transform {
         }
     }
 
-    /// Tells the time.
+    /// Tells the time by our clock.
     pub fn tick(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+        self.now_ms = now_ms.saturating_add_signed(self.clocks.destination_ms.max(0));
+    }
+
+    /// The time by which expiries come due at the destination, or a little later.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// How the servers' clocks go. What a source before 7.0 says of an expiry counts from the moment at which it said so, by its
+    /// own clock, and the offset of arrival is known by ours.
+    pub fn set_clocks(&mut self, clocks: Clocks) {
+        self.clocks = clocks;
     }
 
     /// What the destination understands, as it may have been replaced by another version.
@@ -275,7 +298,8 @@ impl Transform {
     pub fn write(&mut self, class: Class, command: &Command<'_>, db: u32, out: &mut Vec<u8>) -> u32 {
         let args: Vec<&[u8]> = command.args().collect();
         let before = out.len();
-        match self.rewrite(class, &args, (command.arrived_ms, command.end), db, out) {
+        let arrived_ms = command.arrived_ms.saturating_add_signed(self.clocks.source_ms);
+        match self.rewrite(class, &args, (arrived_ms, command.end), db, out) {
             Some(commands) => commands,
             None => {
                 out.truncate(before);
