@@ -28,6 +28,7 @@ mod h12_expiry;
 mod h13_crashes;
 mod h14_cut_off;
 mod h15_destination;
+mod h16_flat_memory;
 mod h17_existing_keys;
 mod h18_flushes;
 mod h30_switches;
