@@ -160,7 +160,7 @@ impl Transform {
     }
 
     /// How the servers' clocks go. What a source before 7.0 says of an expiry counts from the moment at which it said so, by its
-    /// own clock, and the offset of arrival is known by ours.
+    /// own clock; when it arrived is known by ours.
     pub fn set_clocks(&mut self, clocks: Clocks) {
         self.clocks = clocks;
     }
