@@ -187,9 +187,7 @@ impl Task {
                 return Ok(Exit::Reopen);
             }
             if !flow.link.is_busy() {
-                // Limits hold the stream back, not what keeps keys from expiring.
-                let idle = !flow.collector.has_effects() || self.held_until(flow).is_some();
-                if flow.sweep_turn || (flow.sweep.is_some() && idle) {
+                if flow.sweep.is_some() && self.is_sweeps_turn(flow) {
                     flow.sweep_turn = false;
                     if let Err(error) = self.slice(flow).await? {
                         return self.reopen(flow, error, false).await;
@@ -204,8 +202,9 @@ impl Task {
             let busy = flow.link.is_busy();
             let held = self.held_until(flow).filter(|_| !busy && flow.collector.has_effects());
             let applied = flow.applied();
-            let free = flow.sweep_turn || held.is_some() || !flow.collector.has_effects();
-            let sweeping = !busy && free && flow.sweep.as_ref().is_some_and(|sweep| sweep.is_ready(applied));
+            let sweeping = !busy
+                && flow.sweep.as_ref().is_some_and(|sweep| sweep.is_ready(applied))
+                && self.is_sweeps_turn(flow);
             let event = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Event::Stop,
@@ -251,6 +250,11 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Whether a slice comes before the next batch, or in its place. Limits hold the stream back, not what keeps keys from expiring.
+    fn is_sweeps_turn(&self, flow: &Flow) -> bool {
+        flow.sweep_turn || !flow.collector.has_effects() || self.held_until(flow).is_some()
     }
 
     /// Asks both servers what time it is. One that does not answer keeps the clock that it had.
@@ -453,8 +457,7 @@ impl Task {
         let ours = Ours { select: self.options.select.as_deref(), map: self.options.map.as_deref() };
         let applied = flow.applied();
         let Flow { sweep: Some(sweep), collector, client, .. } = flow else { return Ok(Ok(())) };
-        let now_ms = collector.transform().now_ms();
-        let slice = sweep.slice(client, collector, applied, &ours, exact_time, now_ms);
+        let slice = sweep.slice(client, collector, applied, &ours, exact_time);
         let done = self.cancel.run_until_cancelled(slice).await.ok_or(End::Stopped)?;
         let report = match done {
             Ok(None) => return Ok(Ok(())),

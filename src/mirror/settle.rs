@@ -111,8 +111,6 @@ pub struct Sweep {
     aim: Aim,
     /// Whether the dbs are listed that are to be looked at. Only what is applied can be seen there.
     listed: bool,
-    /// Expiries nearer than this were left for the second round.
-    window: Duration,
     /// Keys that come before everything else.
     first: Vec<Place>,
     /// Dbs that are still to be scanned; the front one from `cursor` on.
@@ -139,12 +137,12 @@ impl Sweep {
         let keys: u64 = info.keyspace().iter().map(|space| space.keys).sum();
         let slices = u32::try_from(keys / SLICE as u64).unwrap_or(u32::MAX);
         let window = FAR + per_slice.saturating_mul(slices).min(LONGEST);
+        let window_ms = window.as_millis() as u64;
         let transform = collector.transform();
-        transform.set_mode(Mode::Settling { window_ms: window.as_millis() as u64 });
+        transform.set_mode(Mode::Settling { window_ms });
         // Padding them again would take as long once more.
-        transform.set_soon(2 * window.as_millis() as u64);
-        let aim = Aim::Exact { beyond_ms: window.as_millis() as u64 };
-        Ok(Self::begin(&info, collector, aim, window))
+        transform.set_soon(2 * window_ms);
+        Ok(Self::begin(&info, collector, Aim::Exact { beyond_ms: window_ms }))
     }
 
     /// Begins to pad expiries.
@@ -157,10 +155,10 @@ impl Sweep {
         transform.set_mode(Mode::Padded);
         transform.set_mixed(true);
         transform.all_soon();
-        Ok(Self::begin(&info, collector, Aim::Pad, FAR))
+        Ok(Self::begin(&info, collector, Aim::Pad))
     }
 
-    fn begin(info: &Info, collector: &mut Collector, aim: Aim, window: Duration) -> Self {
+    fn begin(info: &Info, collector: &mut Collector, aim: Aim) -> Self {
         collector.freeze(false);
         let behind = collector.read_to();
         if info.keyspace().iter().any(|space| space.field_expires > 0) {
@@ -170,7 +168,6 @@ impl Sweep {
         Self {
             aim,
             listed: false,
-            window,
             first: Vec::new(),
             dbs: VecDeque::new(),
             cursor: b"0".to_vec(),
@@ -206,11 +203,13 @@ impl Sweep {
 
     /// Whether it takes so long that something that was made exact could come due before the switch.
     pub fn is_late(&self) -> bool {
-        self.is_settling()
-            && match self.again {
-                None => self.begun.elapsed() + CLOSE > self.window,
-                Some(since) => since.elapsed() + LEFT > CLOSE,
+        match (self.aim, self.again) {
+            (Aim::Pad, _) => false,
+            (Aim::Exact { beyond_ms }, None) => {
+                self.begun.elapsed() + CLOSE > Duration::from_millis(beyond_ms)
             }
+            (Aim::Exact { .. }, Some(since)) => since.elapsed() + LEFT > CLOSE,
+        }
     }
 
     /// Whether everything is applied that was collected when the sweep, or its present part, began: until then a key that was written
@@ -243,7 +242,6 @@ impl Sweep {
         applied: u64,
         ours: &Ours<'_>,
         exact_time: bool,
-        now_ms: u64,
     ) -> Result<Option<SettleReport>> {
         let collected = collector.read_to();
         let transform = collector.transform();
@@ -268,21 +266,21 @@ impl Sweep {
             let rest = self.first.len().saturating_sub(SLICE);
             let places = self.first.split_off(rest);
             let places = ours.of_our_types(client, places).await?;
-            self.visit(client, transform, places, exact_time, now_ms).await?;
+            self.visit(client, transform, places, exact_time).await?;
             return Ok(None);
         }
         if !self.fields.first.is_empty() {
-            self.slice_of_fields(client, transform, ours, now_ms).await?;
+            self.slice_of_fields(client, transform, ours).await?;
             return Ok(None);
         }
         if let Some(&db) = self.dbs.front() {
             let keys = self.scan(client, db).await?;
             let places = keys.into_iter().map(|key| (db, key)).filter(|place| ours.has(place)).collect();
             let places = ours.of_our_types(client, places).await?;
-            self.visit(client, transform, places, exact_time, now_ms).await?;
+            self.visit(client, transform, places, exact_time).await?;
             return Ok(None);
         }
-        if self.slice_of_fields(client, transform, ours, now_ms).await? {
+        if self.slice_of_fields(client, transform, ours).await? {
             return Ok(None);
         }
         if self.is_settling() && self.again.is_none() {
@@ -338,7 +336,6 @@ impl Sweep {
         transform: &mut Transform,
         places: Vec<Place>,
         exact_time: bool,
-        now_ms: u64,
     ) -> Result<()> {
         self.report.keys += places.len() as u64;
         let stored = expiries(client, &places, exact_time).await?;
@@ -350,7 +347,7 @@ impl Sweep {
                 Aim::Pad if padded(stored_ms) != stored_ms => changes.push((place, padded(stored_ms))),
                 Aim::Pad => {}
                 Aim::Exact { beyond_ms } if is_padded(stored_ms) => {
-                    if at_ms <= now_ms + beyond_ms {
+                    if transform.comes_within(at_ms, beyond_ms) {
                         transform.near().insert(place);
                         continue;
                     }

@@ -144,18 +144,17 @@ impl Sweep {
         client: &mut Client,
         transform: &mut Transform,
         ours: &Ours<'_>,
-        now_ms: u64,
     ) -> Result<bool> {
         if !self.fields.first.is_empty() {
             let rest = self.fields.first.len().saturating_sub(FIELDS);
             let (hashes, fields) = parted(self.fields.first.split_off(rest));
-            self.visit_fields(client, transform, fields, now_ms).await?;
+            self.visit_fields(client, transform, fields).await?;
             self.fields.find(client, hashes).await?;
             return Ok(true);
         }
         if !self.fields.hashes.is_empty() {
             let pages = self.fields.pages(client).await?;
-            self.visit_fields(client, transform, pages, now_ms).await?;
+            self.visit_fields(client, transform, pages).await?;
             return Ok(true);
         }
         if ours.select.is_some_and(|select| !select.keeps_type(ValueType::Hash)) {
@@ -172,7 +171,6 @@ impl Sweep {
         client: &mut Client,
         transform: &mut Transform,
         fields: Vec<Named>,
-        now_ms: u64,
     ) -> Result<()> {
         let mut changes = Vec::new();
         for Stored { hash, name, at_ms: stored_ms } in stored(client, fields).await? {
@@ -183,7 +181,7 @@ impl Sweep {
                 Aim::Pad if field_padded(stored_ms) == stored_ms => {}
                 Aim::Pad => changes.push(Stored { hash, name, at_ms: field_padded(stored_ms) }),
                 Aim::Exact { beyond_ms } if is_field_padded(stored_ms) => {
-                    if at_ms <= now_ms + beyond_ms {
+                    if transform.comes_within(at_ms, beyond_ms) {
                         transform.near_fields().insert(field());
                         continue;
                     }

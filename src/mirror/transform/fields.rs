@@ -39,7 +39,7 @@ impl Transform {
         };
         let fields =
             || names.iter().map(|name| Field { hash: (db, key.into()), name: Some(Box::from(*name)) });
-        if at_ms <= self.now_ms + window_ms {
+        if self.comes_within(at_ms, window_ms) {
             self.near_fields.extend(fields());
             return field_padded(at_ms);
         }

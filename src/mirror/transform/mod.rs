@@ -154,9 +154,9 @@ impl Transform {
         self.now_ms = now_ms.saturating_add_signed(self.clocks.destination_ms.max(0));
     }
 
-    /// The time by which expiries come due at the destination, or a little later.
-    pub fn now_ms(&self) -> u64 {
-        self.now_ms
+    /// Whether an expiry comes due within so many milliseconds at the destination.
+    pub fn comes_within(&self, at_ms: u64, ms: u64) -> bool {
+        at_ms <= self.now_ms + ms
     }
 
     /// How the servers' clocks go. What a source before 7.0 says of an expiry counts from the moment at which it said so, by its
@@ -193,7 +193,7 @@ impl Transform {
 
     /// Whether an exact expiry comes due soon.
     pub fn is_soon(&self, at_ms: u64) -> bool {
-        at_ms <= self.now_ms + self.soon_ms
+        self.comes_within(at_ms, self.soon_ms)
     }
 
     /// What was left over may be exact by now, after a RENAME: it comes with what comes due soon.
@@ -227,7 +227,7 @@ impl Transform {
         let Mode::Settling { window_ms } = self.mode else {
             return padded(at_ms);
         };
-        if at_ms <= self.now_ms + window_ms {
+        if self.comes_within(at_ms, window_ms) {
             self.near.insert((db, key.into()));
             return padded(at_ms);
         }
