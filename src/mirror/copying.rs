@@ -31,7 +31,7 @@ use crate::command::{Access, Effect, each_key, lookup_call, other_db};
 use crate::error::{Error, Result, Side};
 use crate::resp::value::Value;
 use crate::resp::write;
-use crate::server::{Capabilities, Client, Endpoint, Info, passes};
+use crate::server::{Capabilities, Client, Clock, Endpoint, Info, passes};
 
 /// Keys that are copied at once, at most: they are in memory until they are written.
 const KEYS: usize = 1000;
@@ -304,15 +304,11 @@ fn read(
     {
         return Err(Error::passing(side, "its replication stream is not the one that is read"));
     }
-    let number = |at: usize| -> Option<u64> {
-        std::str::from_utf8(time.as_array()?.get(at)?.as_bytes()?).ok()?.parse().ok()
-    };
-    let (Some(until), Some(seconds), Some(micros)) = (info.u64("master_repl_offset"), number(0), number(1))
-    else {
+    let (Some(until), Some(time_ms)) = (info.u64("master_repl_offset"), Clock::read(&time)) else {
         return Ok(None);
     };
     // By the server's own clock, as the expiries in its stream are.
-    let now_ms = if exact { 0 } else { seconds.saturating_mul(1000).saturating_add(micros / 1000) };
+    let now_ms = if exact { 0 } else { time_ms };
     let mut taken = Vec::with_capacity(keys.len());
     for place in keys {
         let (Some(_), Some(dump), Some(left)) = (answers.next(), answers.next(), answers.next()) else {

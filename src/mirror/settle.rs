@@ -35,7 +35,7 @@ use super::transform::{Mode, NotYet, Place, Transform, is_own, select, swapped};
 use crate::error::{Error, Result};
 use crate::resp::value::Value;
 use crate::resp::write;
-use crate::server::{Client, Info};
+use crate::server::{Client, Clock, Info};
 
 pub use fields::settle_all as settle_all_fields;
 
@@ -422,13 +422,8 @@ async fn expiries(client: &mut Client, places: &[Place], exact_time: bool) -> Re
     let mut answers = ask.answers(client, "PEXPIRETIME").await?.into_iter();
     let mut base = 0;
     if !exact_time {
-        let time = answers.next().flatten().and_then(Value::into_array).unwrap_or_default();
-        let part =
-            |nth: usize| time.get(nth).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok());
-        let (Some(seconds), Some(micros)) = (part(0), part(1)) else {
-            return Err(Error::new(client.side(), "TIME did not answer as TIME does"));
-        };
-        base = seconds * 1000 + micros / 1000;
+        let time = answers.next().flatten().as_ref().and_then(Clock::read);
+        base = time.ok_or_else(|| Error::new(client.side(), "TIME did not answer as TIME does"))?;
     }
     // -1: no expiry; -2: no key.
     let ms = |answer: Option<Value>| u64::try_from(answer?.as_i64()?).ok();

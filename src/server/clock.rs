@@ -25,15 +25,16 @@ impl Clock {
         let reply = client.command(&["TIME"]).await?;
         let within_ms = i64::try_from(before.elapsed().as_millis() / 2).unwrap_or(i64::MAX);
         let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let number = |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok());
-        let theirs = match reply.into_array().as_deref() {
-            Some([seconds, micros]) => {
-                number(seconds).zip(number(micros)).map(|(s, us)| s * 1000 + us / 1000)
-            }
-            _ => None,
-        };
-        let theirs = theirs.ok_or_else(|| Error::new(client.side(), "TIME gave no time"))?;
+        let theirs = Self::read(&reply).and_then(|ms| i64::try_from(ms).ok());
+        let theirs = theirs.ok_or_else(|| Error::new(client.side(), "TIME did not answer as TIME does"))?;
         Ok(Self { ahead_ms: theirs - (i64::try_from(ours).unwrap_or(i64::MAX) - within_ms), within_ms })
+    }
+
+    /// What `TIME` answered: unix time in milliseconds.
+    pub fn read(reply: &Value) -> Option<u64> {
+        let [seconds, micros] = reply.as_array()? else { return None };
+        let number = |value: &Value| value.as_str()?.parse::<u64>().ok();
+        Some(number(seconds)?.saturating_mul(1000).saturating_add(number(micros)? / 1000))
     }
 
     /// The most exact of some answers; a difference that is hardly more than what cannot be told is none.

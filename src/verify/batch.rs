@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::mirror::Selection;
 use crate::mirror::kinds::of_name;
 use crate::resp::value::Value;
+use crate::server::Clock;
 
 /// Bytes of replies in one round trip, as far as sizes are known beforehand.
 const ROUND_TRIP: u64 = 8 * 1024 * 1024;
@@ -172,7 +173,7 @@ async fn metas(link: &mut Link, keys: &[Bytes]) -> Result<Vec<Meta>> {
         }
     }
     let mut answers = link.ask(&questions).await?.into_iter();
-    let clock = answers.next().as_ref().and_then(Link::clock);
+    let clock = answers.next().as_ref().and_then(Clock::read);
     let mut metas = Vec::with_capacity(keys.len());
     for _ in keys {
         let expiry = match answers.next() {

@@ -192,13 +192,6 @@ impl Link {
         Ok(dbs)
     }
 
-    /// The server's clock, in milliseconds.
-    pub(crate) fn clock(value: &Value) -> Option<u64> {
-        let parts = value.as_array()?;
-        let (seconds, micros) = (parts.first()?.as_i64()?, parts.get(1)?.as_i64()?);
-        u64::try_from(seconds * 1000 + micros / 1000).ok()
-    }
-
     /// An expiry as it is meant: without the pad, if this server's are padded.
     pub(crate) fn true_expiry(&self, stored: u64) -> u64 {
         if self.padded { true_expiry(stored) } else { stored }

@@ -2,19 +2,12 @@
 
 use std::time::Duration;
 
-use crate::support::{Setup, eventually};
+use crate::support::{Setup, eventually, memory_kib};
 
 /// Of the hash; its values are of half a KiB.
 const FIELDS: usize = 300_000;
 /// What the gateway may have used at any moment.
 const PEAK_KIB: u64 = 72 << 10;
-
-/// The most that a process has had resident.
-fn peak_kib(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
-}
 
 async fn copy(method: &str) {
     let config = format!("[snapshot]\nmethod = \"{method}\"\n");
@@ -47,7 +40,7 @@ async fn copy(method: &str) {
     lab.same().await;
     let size: u64 = lab.source.info("used_memory").await.unwrap().parse().unwrap();
     assert!(size > 256 << 20, "{size}");
-    let peak = peak_kib(lab.gateway.pid());
+    let peak = memory_kib(lab.gateway.pid(), "VmHWM:");
     assert!(peak < PEAK_KIB, "{peak} KiB for {} KiB", size >> 10);
     eventually("the source holds nothing back for it", async || {
         let held: u64 = lab.source.info("mem_clients_slaves").await.unwrap().parse().unwrap();

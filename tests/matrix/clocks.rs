@@ -1,11 +1,12 @@
 //! H12 with a gateway whose clock is wrong: what an old source says of an expiry counts from when it said so, by its own clock.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossfade::cli::demo::connection::Connection as Client;
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
 
+use crate::now_ms;
 use crate::server::{Connection, Server};
 
 const EXE: &str = env!("CARGO_BIN_EXE_crossfade");
@@ -25,19 +26,13 @@ fn library() -> PathBuf {
 fn due(server: &mut Connection, keys: &[&str]) -> Vec<i64> {
     let left = keys.iter().map(|key| server.must(&["PTTL", key]).as_i64().unwrap());
     left.map(|left| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
         assert!(left > 0);
-        now + left
+        now_ms() + left
     })
     .collect()
 }
 
-pub fn run(from: &'static str, to: &'static str, ahead: &str) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(apart(from, to, ahead));
-}
-
-async fn apart(from: &'static str, to: &'static str, ahead: &str) {
+pub async fn run(from: &'static str, to: &'static str, ahead: &str) {
     let (source, destination) = (Server::start(from), Server::start(to));
     let (mut at_source, mut at_destination) = (source.connect(), destination.connect());
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! H12 for the fields of hashes: their lives change while the mirror is behind, and around a switch and back.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Connection as Client;
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
@@ -9,6 +9,7 @@ use crossfade::mirror::expiry::{is_field_padded, true_field_expiry};
 use crossfade::resp::value::Value;
 use serde_json::json;
 
+use crate::now_ms;
 use crate::server::{Connection, Server};
 
 const EXE: &str = env!("CARGO_BIN_EXE_crossfade");
@@ -21,10 +22,6 @@ const HASHES: usize = 12;
 const MANY: usize = 1500;
 
 type Times = BTreeMap<(String, String), i64>;
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
-}
 
 /// The names of the hashes, and how many fields each has beside `extended`, `dies`, `kept` and `far`.
 fn hashes(prefix: &str) -> Vec<(String, usize)> {
@@ -134,12 +131,7 @@ async fn extend(client: &mut Client, prefix: &str) {
     }
 }
 
-pub fn run(from: &'static str, to: &'static str, method: &str) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(lives(from, to, method));
-}
-
-async fn lives(from: &'static str, to: &'static str, method: &str) {
+pub async fn run(from: &'static str, to: &'static str, method: &str) {
     let (source, destination) = (Server::start(from), Server::start(to));
     let (mut at_source, mut at_destination) = (source.connect(), destination.connect());
     at_source.line("CONFIG SET repl-diskless-sync-delay 0");

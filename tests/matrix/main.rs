@@ -23,7 +23,7 @@ mod writes;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use server::servers;
 
@@ -115,13 +115,23 @@ fn pairs() -> VecDeque<(&'static str, &'static str)> {
     pairs.into()
 }
 
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+/// Runs a test with clients that write while it looks.
+fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
 #[test]
 fn h12_a_gateway_whose_clock_is_wrong() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let there = servers(&ALL);
     for (from, to, ahead) in CLOCKS {
         if there.contains(&from) && there.contains(&to) {
-            clocks::run(from, to, ahead);
+            block_on(clocks::run(from, to, ahead));
         }
     }
 }
@@ -183,7 +193,7 @@ fn h12_fields_whose_life_changes_while_the_mirror_is_behind() {
                 if wanted && there.contains(from) && there.contains(to) {
                     std::thread::Builder::new()
                         .name(format!("{name}, {method}"))
-                        .spawn_scoped(scope, || fields::run(from, to, method))
+                        .spawn_scoped(scope, || block_on(fields::run(from, to, method)))
                         .unwrap();
                 }
             }

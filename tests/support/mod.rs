@@ -233,6 +233,13 @@ impl Drop for Lab {
     }
 }
 
+/// A figure of a process's memory by its name in `/proc/PID/status`: `VmRSS:` what is resident, `VmHWM:` the most that ever was.
+pub fn memory_kib(pid: u32, name: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 /// A server that answers DEBUG, which the oracle needs.
 pub async fn start_server(name: &str, dir: &Path, args: &[&str]) -> Server {
     let debug: &[&str] = if name.is_empty() { &["--enable-debug-command", "yes"] } else { &[] };
@@ -302,9 +309,7 @@ impl Front {
 
     /// Resident memory of the gateway.
     pub fn rss_kib(&self) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.gateway.pid())).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
+        memory_kib(self.gateway.pid(), "VmRSS:")
     }
 
     /// `host:port` of the gateway.

@@ -93,10 +93,14 @@ fn reached(server: &Server, all: &mut Vec<Finding>) {
         );
         all.push(Finding::warn(side, what, format!("allow it: {grant}")));
     }
-    if server.clock_ms.abs() > 500 + server.clock_error_ms {
+    if server.clock.ahead_ms.abs() > 500 + server.clock.within_ms {
         all.push(Finding::warn(
             side,
-            format!("its clock is {} ms {} the gateway's", server.clock_ms.abs(), ahead(server.clock_ms)),
+            format!(
+                "its clock is {} ms {} the gateway's",
+                server.clock.ahead_ms.abs(),
+                ahead(server.clock.ahead_ms)
+            ),
             "run NTP on both machines: keys that expire would do so at the wrong time",
         ));
     }
@@ -344,8 +348,8 @@ fn together(source: &Server, destination: &Server, policy: OnUnsupported, all: &
             "load them, or make sure that no key uses their types",
         ));
     }
-    let apart = source.clock_ms - destination.clock_ms;
-    let tolerance = 200 + source.clock_error_ms + destination.clock_error_ms;
+    let apart = source.clock.ahead_ms - destination.clock.ahead_ms;
+    let tolerance = 200 + source.clock.within_ms + destination.clock.within_ms;
     if apart.abs() > tolerance {
         all.push(Finding::warn(
             side,
@@ -434,7 +438,7 @@ fn machine(gateway: &Gateway, source: Option<&Server>, config: &Config, all: &mu
 mod tests {
     use super::*;
     use crate::migration::status::Level;
-    use crate::server::{Capabilities, Flavour, Keyspace};
+    use crate::server::{Capabilities, Clock, Flavour, Keyspace};
 
     fn server(side: Side) -> Server {
         Server {
@@ -468,8 +472,7 @@ mod tests {
             backlog: Some(64 * MIB),
             buffer_limit: Some(BufferLimit { hard: 256 * MIB, soft: 64 * MIB, soft_seconds: 60 }),
             databases: Some(16),
-            clock_ms: 0,
-            clock_error_ms: 1,
+            clock: Clock { ahead_ms: 0, within_ms: 1 },
             modules: Vec::new(),
             denied: Vec::new(),
             replication_refused: None,
@@ -572,7 +575,12 @@ mod tests {
             Destination,
             "db 16",
         );
-        only(&after(|s, d, _| (s.clock_ms, d.clock_ms) = (400, 100)), Warn, Destination, "300 ms behind");
+        only(
+            &after(|s, d, _| (s.clock.ahead_ms, d.clock.ahead_ms) = (400, 100)),
+            Warn,
+            Destination,
+            "300 ms behind",
+        );
         only(&after(|_, _, g| g.space = Some(MIB)), Error, Gateway, "1.0 MiB free");
         only(&after(|_, _, g| g.space = Some(150 * MIB)), Warn, Gateway, "150 MiB free");
         only(&after(|_, _, g| g.state_dir = Some("denied".into())), Error, Gateway, "cannot be written");

@@ -69,10 +69,7 @@ pub(super) struct Server {
     pub(super) backlog: Option<u64>,
     pub(super) buffer_limit: Option<BufferLimit>,
     pub(super) databases: Option<u64>,
-    /// Its clock minus ours, in milliseconds.
-    pub(super) clock_ms: i64,
-    /// Half of a round trip: how exact `clock_ms` is.
-    pub(super) clock_error_ms: i64,
+    pub(super) clock: Clock,
     pub(super) modules: Vec<String>,
     /// Commands that the gateway needs there and this user may not give.
     pub(super) denied: Vec<String>,
@@ -134,8 +131,7 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
             .await?
             .and_then(|text| buffer_limit(&text)),
         databases: setting(&mut client, "databases").await?.and_then(|text| text.parse().ok()),
-        clock_ms: clock.ahead_ms,
-        clock_error_ms: clock.within_ms,
+        clock,
         modules: modules(&client.call(&["MODULE", "LIST"]).await?),
         denied: denied(&mut client, &capabilities, endpoint.side).await?,
         replication_refused: None,
