@@ -73,11 +73,13 @@ async fn start(name: &'static str, exe: &Path, dir: &Path, source: u16) -> Resul
     };
     let config = dir.join(format!("{name}.{}", if name == "haproxy" { "cfg" } else { "yaml" }));
     std::fs::write(&config, text)?;
-    let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
+    let log_path = dir.join(format!("{name}.log"));
+    let log = std::fs::File::create(&log_path)?;
     let mut command = Command::new(exe);
     command.args(args).arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     if name == "nutcracker" {
-        command.args(["-s", &extra.to_string()]);
+        // Debian's build logs into a folder of its own, which only its package makes
+        command.args(["-s", &extra.to_string(), "-o"]).arg(&log_path);
     }
     let peer = Peer { name, port, child: command.spawn()? };
     let deadline = Instant::now() + Duration::from_secs(15);
@@ -87,7 +89,7 @@ async fn start(name: &'static str, exe: &Path, dir: &Path, source: u16) -> Resul
             return Ok(peer);
         }
         if Instant::now() > deadline {
-            let log = std::fs::read_to_string(dir.join(format!("{name}.log"))).unwrap_or_default();
+            let log = std::fs::read_to_string(&log_path).unwrap_or_default();
             bail!("does not answer:\n{log}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
