@@ -7,6 +7,8 @@
 //! A mirror that is behind and a link to the source that is down look alike from the position alone. So the stage is
 //! `live` only while the source's stream arrives.
 
+mod settling;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
@@ -19,13 +21,13 @@ use super::copying::Stuck;
 use super::heartbeat::{Heartbeat, heartbeat_key};
 use super::link::{Link, Opened};
 use super::run::{End, Exit, Step, TICK, Task, refuse, unix_ms};
-use super::settle::{self, Ours, Sweep};
-use super::transform::{Dialect, Mode, Transform};
+use super::settle::Sweep;
+use super::transform::{Dialect, Transform};
 use super::{Position, Request, SettleReport, Stage, Trouble};
 use crate::backfill::Pace;
-use crate::error::{Error, Result, Side};
+use crate::error::{Error, Result};
 use crate::replication::{JournalReader, Link as ReceiverLink};
-use crate::server::{Client, Clock, Endpoint};
+use crate::server::Client;
 
 /// How long a position that moved over bytes without effect may stay unwritten.
 const WRITE_POSITION: Duration = Duration::from_secs(10);
@@ -35,8 +37,6 @@ const UNWRITTEN: u64 = 1024 * 1024;
 const LIVE_MS: f64 = 500.0;
 /// For the batch on its way when the mirror is stopped.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
-/// For both servers to say what time it is.
-const CLOCKS: Duration = Duration::from_secs(1);
 /// After this silence the destination is shown as stalled, and asked over another connection.
 const STALLED: Duration = Duration::from_secs(10);
 
@@ -252,26 +252,6 @@ impl Task {
         }
     }
 
-    /// Whether a slice comes before the next batch, or in its place. Limits hold the stream back, not what keeps keys from expiring.
-    fn is_sweeps_turn(&self, flow: &Flow) -> bool {
-        flow.sweep_turn || !flow.collector.has_effects() || self.held_until(flow).is_some()
-    }
-
-    /// Asks both servers what time it is. One that does not answer keeps the clock that it had.
-    async fn compare_clocks(&mut self, flow: &mut Flow) {
-        let ask = async |server: &Endpoint| {
-            let mut client = Client::open(server, CLOCKS).await?;
-            Clock::ahead_ms(&mut client).await
-        };
-        let asked = async { tokio::join!(ask(&self.options.from), ask(&self.options.to)) };
-        if let Ok((source, destination)) = tokio::time::timeout(CLOCKS, asked).await {
-            self.clocks.source_ms = source.unwrap_or(self.clocks.source_ms);
-            self.clocks.destination_ms = destination.unwrap_or(self.clocks.destination_ms);
-            tracing::debug!(clocks = ?self.clocks, "the clocks of the servers against this one");
-        }
-        flow.collector.transform().set_clocks(self.clocks);
-    }
-
     /// Collects as much as there is room for.
     fn fill(&mut self, flow: &mut Flow) -> Result<()> {
         loop {
@@ -448,63 +428,6 @@ impl Task {
         Ok(Exit::Reopen)
     }
 
-    /// A slice of the sweep. The link is idle.
-    async fn slice(&mut self, flow: &mut Flow) -> Step<Result<()>> {
-        if *self.paused.borrow() {
-            return Ok(Ok(()));
-        }
-        let exact_time = flow.dialect.pexpiretime;
-        let ours = Ours { select: self.options.select.as_deref(), map: self.options.map.as_deref() };
-        let applied = flow.applied();
-        let Flow { sweep: Some(sweep), collector, client, .. } = flow else { return Ok(Ok(())) };
-        let slice = sweep.slice(client, collector, applied, &ours, exact_time);
-        let done = self.cancel.run_until_cancelled(slice).await.ok_or(End::Stopped)?;
-        let report = match done {
-            Ok(None) => return Ok(Ok(())),
-            Ok(Some(report)) => report,
-            Err(error) => return Ok(Err(error)),
-        };
-        let (settled, holds_until) = (sweep.is_settling(), sweep.holds_until());
-        flow.sweep = None;
-        tracing::debug!(?report, settled, "a sweep over the expiries is done");
-        if settled {
-            flow.settled_until = Some(holds_until);
-            self.state.settled = true;
-            self.publish();
-            if let Some((_, reply)) = flow.settling.take() {
-                let _ = reply.send(Ok(report));
-            }
-        } else {
-            self.notes.set_padded(true)?;
-        }
-        Ok(Ok(()))
-    }
-
-    /// Begins to pad.
-    async fn pad_again(&mut self, flow: &mut Flow) -> Result<()> {
-        self.state.settled = false;
-        self.hurry(false);
-        flow.settled_until = None;
-        if let Some((_, reply)) = flow.settling.take() {
-            let _ =
-                reply.send(Err(Error::passing(Side::Gateway, "the expiries could not be settled in time")));
-        }
-        flow.sweep = Some(Sweep::pad(&mut flow.client, &mut flow.collector).await?);
-        Ok(())
-    }
-
-    async fn watch_settled(&mut self, flow: &mut Flow) -> Result<()> {
-        let now = Instant::now();
-        let late = flow.settling.as_ref().is_some_and(|(deadline, _)| *deadline <= now)
-            || flow.sweep.as_ref().is_some_and(Sweep::is_late);
-        let lapsed = flow.settled_until.is_some_and(|until| until <= now);
-        if (late || lapsed) && !flow.link.is_busy() {
-            tracing::debug!(late, "expiries are padded again");
-            self.pad_again(flow).await?;
-        }
-        Ok(())
-    }
-
     /// Answers a request. The inner error: the connection to the destination failed.
     async fn serve(&mut self, flow: &mut Flow, request: Request) -> Step<Result<()>> {
         let wants_quiet =
@@ -530,58 +453,14 @@ impl Task {
             }
         }
         match request {
-            Request::Settle { deadline, reply } => {
-                if self.state.stage != Stage::Live {
-                    let error = Error::passing(Side::Gateway, "the mirror is not in step with the source");
-                    let _ = reply.send(Err(error));
-                    return Ok(Ok(()));
-                }
-                if let Some((_, before)) = flow.settling.take() {
-                    let _ = before.send(Err(Error::passing(Side::Gateway, "asked for again")));
-                }
-                self.compare_clocks(flow).await;
-                self.notes.set_padded(false)?;
-                self.hurry(true);
-                flow.settled_until = None;
-                flow.settling = Some((deadline, reply));
-                match Sweep::settle(&mut flow.client, &mut flow.collector).await {
-                    Ok(sweep) => flow.sweep = Some(sweep),
-                    Err(error) => return Ok(Err(error)),
-                }
+            Request::Settle { deadline, reply } => self.settle(flow, deadline, reply).await,
+            Request::SettleLast { reply } => Ok(Self::settle_last(flow, reply).await),
+            Request::Pad { reply } => Ok(self.pad_on_request(flow, reply).await),
+            other => {
+                refuse(other, "the mirror is applying");
+                Ok(Ok(()))
             }
-            Request::SettleLast { reply } => {
-                let settled = flow.settled_until.is_some()
-                    && matches!(flow.collector.transform().mode(), Mode::Settling { .. });
-                if !settled {
-                    let error =
-                        Error::passing(Side::Gateway, "the expiries are not settled, or not any more");
-                    let _ = reply.send(Err(error));
-                    return Ok(Ok(()));
-                }
-                let exact_time = flow.dialect.pexpiretime;
-                let transform = flow.collector.transform();
-                match settle::settle_last(&mut flow.client, transform, exact_time).await {
-                    Ok(()) => {
-                        flow.settled_until = Some(Instant::now() + settle::HOLDS_LAST);
-                        let _ = reply.send(Ok(()));
-                    }
-                    Err(error) => {
-                        let _ = reply.send(Err(Error::passing(error.side, error.message.clone())));
-                        return Ok(Err(error));
-                    }
-                }
-            }
-            Request::Pad { reply } => {
-                let padded = flow.collector.transform().mode() == Mode::Padded;
-                if !padded && let Err(error) = self.pad_again(flow).await {
-                    let _ = reply.send(Err(Error::passing(error.side, error.message.clone())));
-                    return Ok(Err(error));
-                }
-                let _ = reply.send(Ok(()));
-            }
-            other => refuse(other, "the mirror is applying"),
         }
-        Ok(Ok(()))
     }
 
     fn recovered_from_stall(&mut self, flow: &mut Flow) {
