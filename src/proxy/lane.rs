@@ -367,6 +367,7 @@ impl Lane {
                         return Poll::Ready("the server closed the connection".into());
                     }
                     self.note_answer();
+                    worker.answered(&io.stream);
                     self.moved.set(worker.clock());
                     let have = io.held + got;
                     if let Err(reason) = self.deliver(io, have, worker) {

@@ -3,6 +3,7 @@
 //! Everything here lives on one thread; `Rc` and `Cell` stand for locks. The control side speaks to it through
 //! one bounded channel ([`Request`]).
 
+mod company;
 mod switching;
 
 use std::cell::{Cell, RefCell};
@@ -31,8 +32,9 @@ use super::session::Session;
 use super::upstream::{Identity, Key, Upstream};
 use super::{Active, ProxyOptions};
 use crate::error::{Error, Result, Side};
-use crate::server::Client;
+use crate::server::{Client, Stream};
 
+use company::Company;
 use switching::{arm, busy, drain, hear, open, prepare};
 
 /// Idle connections kept for one identity.
@@ -50,6 +52,8 @@ const PIPELINE: u32 = 4;
 thread_local! {
     /// Whether a client of this worker has pipelined since it slept last.
     static PIPELINED: Cell<bool> = const { Cell::new(false) };
+    /// The same since the last tick.
+    static PIPELINES: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Takes note of the number of commands that came at once.
@@ -63,6 +67,7 @@ pub(super) fn note_run(commands: u32) {
 /// Before a worker sleeps.
 fn give_way() {
     if PIPELINED.replace(false) {
+        PIPELINES.set(true);
         (0..YIELDS).for_each(|_| std::thread::yield_now());
     }
 }
@@ -95,6 +100,8 @@ pub(super) struct Worker {
     pub(super) progress: Notify,
     /// A connection with the gateway's own credentials, for CLIENT UNBLOCK.
     recaller: RefCell<Option<Client>>,
+    /// Where this thread runs.
+    company: Company,
     started: Instant,
     clock: Cell<u64>,
 }
@@ -151,6 +158,12 @@ impl Worker {
     /// Milliseconds since the client sent something, by the same clock.
     fn idle_ms(&self, entry: &ClientEntry) -> u64 {
         self.clock_ms(entry).saturating_sub(entry.last_active.load(Ordering::Relaxed))
+    }
+
+    /// The server has answered on this connection.
+    #[inline]
+    pub(super) fn answered(&self, stream: &Stream) {
+        self.company.answered(stream);
     }
 
     /// Milliseconds since the worker began, ten ticks a second.
@@ -312,6 +325,7 @@ async fn run(
         index,
         active: Cell::new(shared.options.active),
         epoch: Cell::new(shared.options.epoch),
+        company: Company::new(shared.counters.len() == 1),
         shared,
         gate_closed: Cell::new(false),
         lanes: RefCell::default(),
@@ -380,6 +394,7 @@ async fn tick(worker: std::rc::Weak<Worker>) {
         let Some(worker) = worker.upgrade() else { return };
         let now = worker.started.elapsed().as_millis() as u64;
         worker.clock.set(now);
+        worker.company.look(Instant::now(), PIPELINES.replace(false));
         if let Some(limit) = worker.options().listen.idle_timeout {
             for session in worker.all_sessions() {
                 let idle = worker.idle_ms(&session.entry);
