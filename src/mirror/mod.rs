@@ -414,7 +414,10 @@ impl Mirror {
             cancel,
         };
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().on_thread_park(crate::replication::rest::take);
+        runtime.enable_all().on_thread_park(|| {
+            crate::replication::rest::take();
+            crate::server::stand_aside();
+        });
         let body = move || match runtime.build() {
             Ok(runtime) => {
                 runtime.block_on(run::run(options, ends));
