@@ -188,6 +188,7 @@ pub async fn load<R: Read + Send + 'static>(
     std::thread::Builder::new()
         .name("snapshot-loader".into())
         .spawn(move || {
+            crate::server::processors::roam();
             // The other side is gone when the load was given up.
             let _ = done.send(feeder.run(from));
         })

@@ -26,7 +26,7 @@ use super::transform::{Dialect, Transform};
 use super::{Position, Request, SettleReport, Stage, Trouble};
 use crate::backfill::Pace;
 use crate::error::{Error, Result};
-use crate::replication::{JournalReader, Link as ReceiverLink, rest};
+use crate::replication::{JournalReader, Link as ReceiverLink};
 use crate::server::Client;
 
 /// How long a position that moved over bytes without effect may stay unwritten.
@@ -201,10 +201,6 @@ impl Task {
             let hungry = !flow.collector.is_full();
             let busy = flow.link.is_busy();
             let held = self.held_until(flow).filter(|_| !busy && flow.collector.has_effects());
-            if busy && flow.collector.has_effects() {
-                // The destination is what everything waits for: the next batch goes out the moment that it answers.
-                rest::forgo();
-            }
             let applied = flow.applied();
             let sweeping = !busy
                 && flow.sweep.as_ref().is_some_and(|sweep| sweep.is_ready(applied))

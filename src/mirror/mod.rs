@@ -366,16 +366,6 @@ enum Request {
     CopyAnew { keys: Vec<transform::Place>, reply: oneshot::Sender<Result<()>> },
 }
 
-/// Says that a mirror cannot begin.
-fn fail(ends: &run::Ends, cause: std::io::Error) {
-    let error = Error::new(Side::Gateway, "the mirror cannot be started").because(cause);
-    tracing::error!(%error);
-    ends.publish.send_modify(|state| {
-        state.stage = Stage::Failed;
-        state.error = Some(Trouble::new(&error, None));
-    });
-}
-
 /// A handle on a running mirror. Clones speak to the same one.
 #[derive(Debug, Clone)]
 pub struct Mirror {
@@ -388,8 +378,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Starts a mirror in a thread of its own, with its receiver: so each batch wakes nobody but the destination, and what other
-    /// parts of the gateway do meanwhile does not hold it up. It stops when `cancel` is cancelled, or by [`Mirror::stop`].
+    /// Starts a mirror. It stops when `cancel` is cancelled, or by [`Mirror::stop`].
     pub fn spawn(options: MirrorOptions, cancel: CancellationToken) -> Mirror {
         let cancel = cancel.child_token();
         let (requests, requested) = mpsc::channel(16);
@@ -413,22 +402,7 @@ impl Mirror {
             going: going.subscribe(),
             cancel,
         };
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().on_thread_park(|| {
-            crate::replication::rest::take();
-            crate::server::stand_aside();
-        });
-        let body = move || match runtime.build() {
-            Ok(runtime) => {
-                runtime.block_on(run::run(options, ends));
-                // The RDB parser may sit in a read; nothing waits for it.
-                runtime.shutdown_background();
-            }
-            Err(cause) => fail(&ends, cause),
-        };
-        if let Err(cause) = std::thread::Builder::new().name("mirror".into()).spawn(body) {
-            tracing::error!(%cause, "no thread for the mirror");
-        }
+        tokio::spawn(run::run(options, ends));
         mirror
     }
 

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use super::outbuf::{OutBuf, SLICES, TURN};
 use super::session::Session;
 use super::upstream::{DialError, Key, dial};
-use super::worker::{Worker, later};
+use super::worker::{Worker, later, side_by_side};
 use crate::resp::scan::ReplyScanner;
 use crate::server::Stream;
 
@@ -206,6 +206,7 @@ impl Lane {
             && self.answer_time.get() < LINGER
             && self.batch_sent.get().is_some_and(|sent| sent.elapsed() < LINGER)
         {
+            side_by_side();
             std::thread::yield_now();
             later(cx);
         }

@@ -52,8 +52,8 @@ const PIPELINE: u32 = 4;
 thread_local! {
     /// Whether a client of this worker has pipelined since it slept last.
     static PIPELINED: Cell<bool> = const { Cell::new(false) };
-    /// The same since the last tick.
-    static PIPELINES: Cell<bool> = const { Cell::new(false) };
+    /// Whether, since the last tick, clients have done what worker and server do better side by side.
+    static APART: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Takes note of the number of commands that came at once.
@@ -64,10 +64,15 @@ pub(super) fn note_run(commands: u32) {
     }
 }
 
+/// Clients pipeline, or a lone one waits: worker and server had better not share a processor.
+pub(super) fn side_by_side() {
+    APART.set(true);
+}
+
 /// Before a worker sleeps.
 fn give_way() {
     if PIPELINED.replace(false) {
-        PIPELINES.set(true);
+        side_by_side();
         (0..YIELDS).for_each(|_| std::thread::yield_now());
     }
 }
@@ -394,7 +399,7 @@ async fn tick(worker: std::rc::Weak<Worker>) {
         let Some(worker) = worker.upgrade() else { return };
         let now = worker.started.elapsed().as_millis() as u64;
         worker.clock.set(now);
-        worker.company.look(Instant::now(), PIPELINES.replace(false));
+        worker.company.look(Instant::now(), APART.replace(false));
         if let Some(limit) = worker.options().listen.idle_timeout {
             for session in worker.all_sessions() {
                 let idle = worker.idle_ms(&session.entry);

@@ -15,7 +15,6 @@ mod handshake;
 mod journal;
 mod position;
 mod receiver;
-pub(crate) mod rest;
 
 pub use journal::{Chunk, Journal, JournalOptions, JournalReader, SnapshotInfo, SnapshotReader};
 pub use position::{ParsePositionError, Position};

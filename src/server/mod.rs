@@ -26,7 +26,7 @@ pub use client::{Client, passes};
 pub use clock::Clock;
 pub use endpoint::Endpoint;
 pub use info::{Info, Keyspace};
-pub(crate) use processors::stand_aside;
+pub use processors::stand_aside;
 pub use scheduling::let_neighbours_run;
 pub(crate) use socket::swift;
 pub use stream::Stream;

@@ -1,8 +1,9 @@
-//! On which processors a thread may run, and which of them a server beside it uses.
+//! On which processors a thread may run, and which of them a worker shares with a server beside it.
 //!
 //! Only Linux knows any of this; elsewhere [`Processors::allowed`] is `None`, and everything stays with the kernel.
 
 use std::cell::RefCell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) use platform::{Processors, incoming};
@@ -16,47 +17,60 @@ pub(crate) fn share(processor: Option<usize>) {
     SHARED.store(processor.unwrap_or(NONE), Ordering::Relaxed);
 }
 
+/// Keeps the calling thread off the processor that a worker shares with its server: what it does there would hold up every client.
+/// To be called again and again; costs next to nothing while the worker stays where it was.
+pub fn stand_aside() {
+    thread_local! {
+        static ASIDE: RefCell<Aside> = RefCell::new(Aside::new());
+    }
+    ASIDE.with_borrow_mut(|aside| aside.keep_off(SHARED.load(Ordering::Relaxed)));
+}
+
+/// Lets the calling thread run wherever the process could at its start: a thread inherits what bound the one that started it.
+pub(crate) fn roam() {
+    if let Some(whole) = whole() {
+        whole.apply();
+    }
+}
+
+/// What the process could run on when this was first asked, which is before any of its threads is bound.
+fn whole() -> Option<&'static Processors> {
+    static WHOLE: OnceLock<Option<Processors>> = OnceLock::new();
+    WHOLE.get_or_init(Processors::allowed).as_ref()
+}
+
+/// A thread that keeps off a processor.
 struct Aside {
     allowed: Option<Processors>,
     kept_off: usize,
 }
 
-thread_local! {
-    static ASIDE: RefCell<Aside> = RefCell::new(Aside {
-        allowed: Processors::allowed().filter(|allowed| allowed.count() > 1),
-        kept_off: NONE,
-    });
-}
+impl Aside {
+    fn new() -> Self {
+        Self { allowed: whole().filter(|all| all.count() > 1).cloned(), kept_off: NONE }
+    }
 
-/// Keeps the calling thread off the processor that a worker shares with its server: what it does there would hold up every client.
-/// To be called again and again; costs next to nothing while the worker stays where it was.
-pub(crate) fn stand_aside() {
-    ASIDE.with_borrow_mut(|aside| {
-        let shared = SHARED.load(Ordering::Relaxed);
-        if shared != aside.kept_off {
-            aside.kept_off = shared;
-            if let Some(allowed) = &aside.allowed {
-                allowed.without(shared).apply();
+    #[inline]
+    fn keep_off(&mut self, processor: usize) {
+        if processor != self.kept_off {
+            self.kept_off = processor;
+            if let Some(allowed) = &self.allowed {
+                allowed.without(processor).apply();
             }
         }
-    });
+    }
 }
 
-/// Seconds that processors have been idle, from the text of `/proc/stat`: the fourth number of each `cpuN` line
-/// (proc_stat(5)), in hundredths.
+/// Seconds since some moment that each processor has had nothing to do, from the text of `/proc/stat`: the fourth and the fifth
+/// number of each `cpuN` line (proc_stat(5): idle, and idle while something waits for a disk), in hundredths.
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "there is no such file"))]
-fn idle_seconds(stat: &str, counts: impl Fn(usize) -> bool) -> Option<f64> {
-    let mut hundredths = None;
-    for line in stat.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let number =
-            words.next().and_then(|name| name.strip_prefix("cpu")).and_then(|number| number.parse().ok());
-        if number.is_some_and(&counts) {
-            let idle: u64 = words.nth(3)?.parse().ok()?;
-            hundredths = Some(hundredths.unwrap_or(0) + idle);
-        }
-    }
-    Some(hundredths? as f64 / 100.0)
+fn idle_seconds(stat: &str) -> impl Iterator<Item = (usize, f64)> {
+    stat.lines().filter_map(|line| {
+        let mut words = line.strip_prefix("cpu")?.split_ascii_whitespace();
+        let number = words.next()?.parse().ok().filter(|_| !line.starts_with("cpu "))?;
+        let mut idle = words.skip(3).map_while(|word| word.parse::<u64>().ok());
+        Some((number, (idle.next()? + idle.next()?) as f64 / 100.0))
+    })
 }
 
 #[cfg(target_os = "linux")]
@@ -104,10 +118,10 @@ mod platform {
             sched_setaffinity(None, &self.0).is_ok()
         }
 
-        /// For how many seconds they have been idle altogether since some moment.
-        pub(crate) fn idle(&self) -> Option<f64> {
-            let stat = std::fs::read_to_string("/proc/stat").ok()?;
-            super::idle_seconds(&stat, |number| self.has(number))
+        /// For how many seconds since some moment each of them has been idle.
+        pub(crate) fn idle(&self) -> Vec<(usize, f64)> {
+            let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+            super::idle_seconds(&stat).filter(|(number, _)| self.has(*number)).collect()
         }
     }
 
@@ -145,7 +159,7 @@ mod platform {
             match *self {}
         }
 
-        pub(crate) fn idle(&self) -> Option<f64> {
+        pub(crate) fn idle(&self) -> Vec<(usize, f64)> {
             match *self {}
         }
     }
@@ -163,12 +177,9 @@ mod tests {
                         cpu12 1 2 3 7 5 6 7 8 0 0\nintr 5 0 0\n";
 
     #[test]
-    fn only_those_that_count_are_idle() {
-        assert_eq!(idle_seconds(STAT, |_| true), Some(6.57));
-        assert_eq!(idle_seconds(STAT, |number| number == 1), Some(2.5));
-        assert_eq!(idle_seconds(STAT, |number| number == 12), Some(0.07));
-        assert_eq!(idle_seconds(STAT, |number| number == 2), None);
-        assert_eq!(idle_seconds("cpu0 1 2\n", |_| true), None);
+    fn each_processor_has_its_idle_time() {
+        assert_eq!(idle_seconds(STAT).collect::<Vec<_>>(), [(0, 4.05), (1, 2.55), (12, 0.12)]);
+        assert_eq!(idle_seconds("cpu0 1 2 3 4\ncpu1 1 2 3 x 5\ncpux 1 2 3 4 5\n").count(), 0);
     }
 
     #[test]
@@ -177,18 +188,19 @@ mod tests {
         std::thread::spawn(|| {
             let here = || Processors::allowed().unwrap();
             let all = here();
-            stand_aside();
+            let mut aside = Aside::new();
             if all.count() < 2 {
                 return;
             }
             let first = (0..).find(|number| all.has(*number)).unwrap();
             assert_eq!(all.only(usize::MAX - 1), None);
-            share(Some(first));
-            stand_aside();
+            aside.keep_off(first);
             assert_eq!(here(), all.without(first));
             assert_eq!(here().count(), all.count() - 1);
-            share(None);
-            stand_aside();
+            aside.keep_off(NONE);
+            assert_eq!(here(), all);
+            all.only(first).unwrap().apply();
+            roam();
             assert_eq!(here(), all);
         })
         .join()

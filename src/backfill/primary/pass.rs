@@ -75,6 +75,7 @@ impl Pass {
         std::thread::Builder::new()
             .name("snapshot-server".into())
             .spawn(move || {
+                crate::server::processors::roam();
                 // The other side is gone when the load was given up.
                 let _ = done.send(self.pass(from, prepared));
             })

@@ -7,8 +7,11 @@
 //! the throughput of 50 clients that send one command at a time.
 //!
 //! So a lone worker of a server on this machine stays where the server is, as long as the machine is full ([`processors::incoming`] tells
-//! where that is), and the mirror keeps off that processor. The moment that processors are idle, or clients pipeline (then
-//! worker and server both have enough to do to run side by side), both may run anywhere again.
+//! where that is), and the mirror keeps off that processor. It may run anywhere again the moment that
+//! - processors are idle. Where it was the staying itself that left others idle, since worker and server need more than one, it is
+//!   not tried again for a while;
+//! - clients pipeline, or there is only one: then worker and server should run side by side;
+//! - the server that answers is not on this machine.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -18,76 +21,119 @@ use crate::server::processors::{self, Processors};
 
 /// The machine is full while less than this many of the worker's processors are idle, on average over [`WINDOW`].
 const IDLE: f64 = 0.4;
+/// A processor is full while it is idle for less than this part of the time.
+const FULL: f64 = 0.1;
 /// Over how long idleness is measured: from one tick of the worker to the next. The kernel counts it in hundredths of a second.
 const WINDOW: Duration = Duration::from_millis(90);
 /// The server's processor is asked for once in so many answers: every few milliseconds, when it matters.
 const ANSWERS: u32 = 64;
+/// For how long the worker roams when staying left processors idle.
+const BACK_OFF: Duration = Duration::from_secs(10);
 
 /// Decides whether the worker's thread stays beside its server, and sees to it.
 pub(super) struct Company {
     /// None where it does not apply: other workers run beside this one, or there is only one processor.
-    rules: Option<RefCell<Rules>>,
+    place: Option<RefCell<Place>>,
     full: Cell<bool>,
+    /// Answers since the server's processor was asked for.
     answers: Cell<u32>,
+    /// Whether a server on this machine has given that many answers since the last look.
+    near: Cell<bool>,
 }
 
 impl Company {
     /// For the calling thread; `alone` when no other worker serves this gateway's clients.
     pub(super) fn new(alone: bool) -> Self {
-        let rules = if alone { Rules::new() } else { None };
-        Self { rules: rules.map(RefCell::new), full: Cell::new(false), answers: Cell::new(0) }
+        let place = if alone { Place::new() } else { None };
+        Self {
+            place: place.map(RefCell::new),
+            full: Cell::new(false),
+            answers: Cell::new(0),
+            near: Cell::new(false),
+        }
     }
 
-    /// Looks at the machine, from time to time. `pipelined`: whether clients have, since the last look.
-    pub(super) fn look(&self, now: Instant, pipelined: bool) {
-        let Some(rules) = &self.rules else { return };
-        let rules = &mut *rules.borrow_mut();
-        if let Some(idle) = rules.idle.look(now, || rules.allowed.idle()) {
-            self.full.set(idle < IDLE);
-        }
-        if pipelined {
+    /// Looks at the machine, from time to time. `apart`: whether clients have done, since the last look, what worker and server do better
+    /// side by side.
+    pub(super) fn look(&self, now: Instant, apart: bool) {
+        let Some(place) = &self.place else { return };
+        let mut place = place.borrow_mut();
+        if self.near.take() && !apart {
+            let idle = place.allowed.idle();
+            self.full.set(place.is_for_staying(now, idle).unwrap_or(self.full.get()));
+        } else {
+            place.last = None;
             self.full.set(false);
         }
         if !self.full.get() {
-            rules.leave();
+            place.leave();
         }
     }
 
     /// The server has answered on this connection.
     #[inline]
     pub(super) fn answered(&self, stream: &Stream) {
-        if self.full.get() {
-            let answers = self.answers.get() + 1;
-            self.answers.set(answers % ANSWERS);
-            if answers == ANSWERS {
-                self.follow(stream);
-            }
+        let answers = self.answers.get() + 1;
+        self.answers.set(answers % ANSWERS);
+        if answers == ANSWERS {
+            self.follow(stream);
         }
     }
 
     fn follow(&self, stream: &Stream) {
-        let (Some(rules), Stream::Tcp(tcp)) = (&self.rules, stream) else { return };
+        let (Some(place), Stream::Tcp(tcp)) = (&self.place, stream) else { return };
         if tcp.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback()) {
-            if let Some(processor) = processors::incoming(tcp) {
-                rules.borrow_mut().stay_on(processor);
+            self.near.set(true);
+            if self.full.get() {
+                if let Some(processor) = processors::incoming(tcp) {
+                    place.borrow_mut().stay_on(processor);
+                }
             }
         }
     }
 }
 
-/// What is known of the processors.
-struct Rules {
-    /// Where the thread may run.
+/// Where a worker may run and does.
+struct Place {
     allowed: Processors,
     /// Where it stays at present.
     stays: Option<usize>,
-    idle: Idleness,
+    /// When the processors were looked at last, and for how many seconds each had been idle then.
+    last: Option<(Instant, Vec<(usize, f64)>)>,
+    /// Until when it roams, whatever is idle.
+    roams_until: Option<Instant>,
 }
 
-impl Rules {
+impl Place {
     fn new() -> Option<Self> {
         let allowed = Processors::allowed().filter(|allowed| allowed.count() > 1)?;
-        Some(Self { allowed, stays: None, idle: Idleness::default() })
+        Some(Self { allowed, stays: None, last: None, roams_until: None })
+    }
+
+    /// Whether this is a time for staying beside the server; `None` while it is too early to tell. `idle`: for how many seconds each
+    /// processor has been idle by now.
+    fn is_for_staying(&mut self, now: Instant, idle: Vec<(usize, f64)>) -> Option<bool> {
+        let Some((then, before)) = &self.last else {
+            self.last = Some((now, idle));
+            return None;
+        };
+        let seconds = now.saturating_duration_since(*then).as_secs_f64();
+        if seconds < WINDOW.as_secs_f64() {
+            return None;
+        }
+        let (mut whole, mut own) = (0.0, 0.0);
+        for ((number, after), (_, before)) in idle.iter().zip(before) {
+            let part = (after - before) / seconds;
+            whole += part;
+            if self.stays == Some(*number) {
+                own = part;
+            }
+        }
+        self.last = Some((now, idle));
+        if whole >= IDLE && self.stays.is_some() && own < FULL {
+            self.roams_until = Some(now + BACK_OFF);
+        }
+        Some(whole < IDLE && self.roams_until.is_none_or(|end| now >= end))
     }
 
     fn stay_on(&mut self, processor: usize) {
@@ -106,61 +152,56 @@ impl Rules {
     }
 }
 
-impl Drop for Rules {
+impl Drop for Place {
     fn drop(&mut self) {
         self.leave();
     }
 }
 
-/// How many processors were idle lately.
-#[derive(Debug, Default)]
-struct Idleness {
-    last: Option<(Instant, f64)>,
-}
-
-impl Idleness {
-    /// The number of idle processors since the last answer, once that is [`WINDOW`] ago. `read` gives the seconds that they
-    /// have been idle altogether since some moment.
-    fn look(&mut self, now: Instant, read: impl FnOnce() -> Option<f64>) -> Option<f64> {
-        if self.last.is_some_and(|(then, _)| now.saturating_duration_since(then) < WINDOW) {
-            return None;
-        }
-        let idle = read()?;
-        let (then, before) = self.last.replace((now, idle))?;
-        Some((idle - before) / now.saturating_duration_since(then).as_secs_f64())
-    }
-}
-
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 
     #[test]
-    fn idleness_is_an_average_over_the_time_between_two_looks() {
+    fn a_full_machine_is_for_staying_unless_staying_leaves_others_idle() {
+        let Some(mut place) = Place::new() else { return };
         let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let mut idle = Idleness::default();
-        assert_eq!(idle.look(at(0), || Some(10.0)), None);
-        assert_eq!(idle.look(at(50), || panic!("too early")), None);
-        assert_eq!(idle.look(at(400), || Some(10.2)).map(|idle| (idle * 100.0).round()), Some(50.0));
-        assert_eq!(idle.look(at(700), || None), None);
-        assert_eq!(idle.look(at(1400), || Some(10.2)), Some(0.0));
+        let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
+        // what both have been idle for, in seconds
+        let mut look = |place: &mut Place, tenths, first, second| {
+            place.is_for_staying(at(tenths), vec![(0, first), (1, second)])
+        };
+        assert_eq!(look(&mut place, 0, 50.0, 90.0), None);
+        assert_eq!(look(&mut place, 1, 50.01, 90.02), Some(true));
+        // 0.05 s more of 0.1 s is half a processor
+        assert_eq!(look(&mut place, 2, 50.06, 90.02), Some(false));
+        assert_eq!(look(&mut place, 3, 50.06, 90.03), Some(true));
+        place.stays = Some(0);
+        // the load is gone: both are idle
+        assert_eq!(look(&mut place, 4, 50.15, 90.12), Some(false));
+        assert_eq!(look(&mut place, 5, 50.16, 90.12), Some(true));
+        // it fills its own, and the other one is idle
+        assert_eq!(look(&mut place, 6, 50.16, 90.20), Some(false));
+        place.stays = None;
+        assert_eq!(look(&mut place, 7, 50.16, 90.20), Some(false));
+        assert_eq!(look(&mut place, 105, 50.16, 90.20), Some(false));
+        assert_eq!(look(&mut place, 106, 50.16, 90.20), Some(true));
     }
 
     #[test]
-    #[cfg(target_os = "linux")]
     fn a_thread_stays_where_it_is_told_and_may_roam_again() {
         std::thread::spawn(|| {
             let here = || Processors::allowed().unwrap();
-            let Some(mut rules) = Rules::new() else { return };
+            let Some(mut place) = Place::new() else { return };
             let all = here();
             let first = (0..).find(|number| all.has(*number)).unwrap();
-            rules.stay_on(usize::MAX - 1);
-            assert_eq!((rules.stays, here()), (None, all.clone()));
-            rules.stay_on(first);
-            assert_eq!((rules.stays, here()), (Some(first), all.only(first).unwrap()));
-            rules.leave();
-            assert_eq!((rules.stays, here()), (None, all));
+            place.stay_on(usize::MAX - 1);
+            assert_eq!((place.stays, here()), (None, all.clone()));
+            place.stay_on(first);
+            assert_eq!((place.stays, here()), (Some(first), all.only(first).unwrap()));
+            place.leave();
+            assert_eq!((place.stays, here()), (None, all));
         })
         .join()
         .unwrap();

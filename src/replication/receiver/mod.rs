@@ -1,7 +1,7 @@
 //! The receiver: attaches to a server as a replica does, and moves what comes into the journal.
 //!
-//! It shares the thread of whoever reads the journal, so that what comes is handed on without waking another thread; nothing
-//! else should run there, since a write to disk may block. Its only outlets are the journal and [`ReceiverState`]. It comes back after every passing fault, with `PSYNC` from the end of the
+//! It lives in a thread of its own, since it writes to disk: a write that blocks delays nobody else. Its only outlets
+//! are the journal and [`ReceiverState`]. It comes back after every passing fault, with `PSYNC` from the end of the
 //! journal; it ends when it is cancelled, or at a fault that lasts (a refused login, a server that lets nobody
 //! replicate it).
 
@@ -18,14 +18,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Side};
 use crate::replication::framing::{AckScan, Body, Header, Piece};
 use crate::replication::handshake::{self, Answer, Ask, Attached, Introduction};
 use crate::replication::journal::{Journal, SnapshotWriter};
 use crate::replication::position::Position;
-use crate::replication::rest;
 use crate::resp::write;
-use crate::server::{Endpoint, Stream};
+use crate::server::{Endpoint, Stream, processors};
 
 /// Bytes of a snapshot that are read at a time.
 const SNAPSHOT_READ: usize = 512 * 1024;
@@ -34,12 +33,12 @@ const STREAM_READ: usize = 256 * 1024;
 const STREAM_ROOM: usize = 16 * 1024;
 /// How long received bytes may wait for others before they are written to disk.
 const FLUSH_AFTER: Duration = Duration::from_millis(5);
-/// How long a busy stream is left to itself between two reads. Reads twice as close together are what makes it busy.
+/// How long a busy stream is left to itself between two reads, and reads this close together are what makes it busy.
 /// Every read wakes the applier and, through it, the destination; a few bytes at a time that costs more than the
-/// writes themselves. With 50 clients that send one SET at a time, per write: 6 µs of CPU without a pace, 1.4 with one of 1 ms.
-/// But where the destination works for long at a stretch on a processor that the clients or the source need too, all
-/// commands of all clients come to wait on one side, and the other side sleeps: with 300 µs it lets them go on in time.
-const PACE: Duration = Duration::from_micros(300);
+/// writes themselves. With 50 clients that send one SET at a time, per write: 6 µs of CPU without a pace, 1.4 with one of 1 ms. But what the
+/// destination then does at a stretch keeps a processor from the source or the clients for as long; with half a
+/// millisecond they get it back in time, and the mirror costs hardly more.
+const PACE: Duration = Duration::from_micros(500);
 /// So many bytes at once are a busy stream too, however late they were read.
 const CROWD: usize = 1024;
 /// Redis expects a replica to say once a second how far it is (`replicationCron`).
@@ -85,7 +84,7 @@ pub struct ReceiverOptions {
     /// `repl-diskless-sync-delay` (5 s) for other replicas before they begin; without it, they write the whole
     /// snapshot to their disk before they send its first byte.
     pub diskless: bool,
-    /// While set, what comes is handed on at once; otherwise the thread rests between two reads of a busy stream ([`rest`]).
+    /// While set, what comes is handed on at once; otherwise a busy stream is read twice in a millisecond.
     pub hurry: Arc<AtomicBool>,
     /// For the connect and each step before `PSYNC`.
     pub connect_timeout: Duration,
@@ -191,7 +190,7 @@ impl ReceiverHandle {
 }
 
 impl Receiver {
-    /// Starts a receiver on the current runtime. When this returns, the journal is where [`ReceiveFrom::Continue`] wants it,
+    /// Starts a receiver in a thread of its own. When this returns, the journal is where [`ReceiveFrom::Continue`] wants it,
     /// unless the disk is in trouble, and a reader behind that position can be opened.
     pub fn spawn(options: ReceiverOptions) -> ReceiverHandle {
         let cancel = options.cancel.child_token();
@@ -212,7 +211,17 @@ impl Receiver {
         let _ = task.place();
         task.note(|_| {});
         let token = cancel.clone();
-        tokio::spawn(async move { task.run(&token).await });
+        let body = move || {
+            processors::roam();
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(cause) => return task.fail(cause),
+            };
+            runtime.block_on(task.run(&token));
+        };
+        if let Err(cause) = std::thread::Builder::new().name("crossfade-feed".into()).spawn(body) {
+            tracing::error!(%cause, "no thread for the receiver");
+        }
         ReceiverHandle { state, cancel: cancel.drop_guard() }
     }
 }
@@ -271,6 +280,11 @@ impl Task {
             tracing::warn!(%cause, "the journal could not be written");
         }
         self.note(|state| state.link = Link::Stopped);
+    }
+
+    fn fail(self, cause: io::Error) {
+        let error = Error::new(Side::Gateway, "the receiver cannot be started").because(cause);
+        self.note(|state| state.link = Link::Failed(Arc::new(error)));
     }
 
     fn note(&self, change: impl FnOnce(&mut ReceiverState)) {
@@ -528,15 +542,17 @@ impl Task {
                         return Err(broken(io::ErrorKind::UnexpectedEof.into()));
                     }
                     let before = std::mem::replace(&mut heard, Instant::now());
-                    let crowded = heard - before < PACE * 2 || input.len() > CROWD;
-                    let busy = crowded && input.len() < STREAM_ROOM;
+                    let busy =
+                        (heard - before < PACE * 2 || input.len() > CROWD) && input.len() < STREAM_ROOM;
                     let already = demanded;
                     full = self.take(&mut input, &mut scan, &mut demanded);
                     if demanded != already && acks != Acks::Never {
                         ack(&mut out, *applied.borrow_and_update());
                     }
                     if busy && demanded.is_none() && !self.options.hurry.load(Ordering::Relaxed) {
-                        rest::until(heard + PACE);
+                        // This thread has nothing else to do, and timers of the runtime are coarser.
+                        std::thread::sleep(PACE);
+                        processors::stand_aside();
                     }
                 }
                 Event::Tick => {

@@ -5,7 +5,6 @@ use std::io::Read;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::error::Side;
 
 const ID: &str = "0123456789abcdef0123456789abcdef01234567";
 const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
