@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossfade::cli::demo::connection::Connection;
+use crossfade::cli::demo::connection::{Connection, Reply};
 use crossfade::cli::demo::servers::{Server, server_binary};
 use crossfade::config::{OnConflict, OnError, OnExistingKey};
 use crossfade::mirror::{
@@ -707,6 +707,42 @@ async fn push_about(address: String, stop: Arc<AtomicBool>) {
         connection.reply().await.unwrap();
         sleep(Duration::from_micros(300)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stream_of_a_replica_goes_on_in_the_db_that_its_primary_had_selected() {
+    let pair = Pair::start().await;
+    let primary = Server::start(&pair.dir.path().join("primary"), &[]).await.unwrap();
+    pair.from.call(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]).await.unwrap();
+    let mut client = primary.connect().await.unwrap();
+    client.must(&["SELECT", "3"]).await.unwrap();
+    client.must(&["SET", "before", "1"]).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let offset = async || primary.info("master_repl_offset").await.unwrap().parse::<u64>().unwrap();
+    while pair.from.info("master_link_status").await.unwrap() != "up" {
+        assert!(Instant::now() < deadline, "the replica does not follow");
+        sleep(Duration::from_millis(20)).await;
+    }
+    client.must(&["SET", "between", "1"]).await.unwrap();
+    while pair.end().await != offset().await {
+        assert!(Instant::now() < deadline, "the replica does not come into step");
+        sleep(Duration::from_millis(20)).await;
+    }
+    // From here on the primary has no reason to select anything.
+    let mut mirror = pair.spawn(Start::Snapshot);
+    live(&mirror).await;
+    client.must(&["SET", "behind", "1"]).await.unwrap();
+    mirror.stop().await;
+    mirror = pair.spawn(Start::Snapshot);
+    live(&mirror).await;
+    client.must(&["SET", "last", "1"]).await.unwrap();
+    mirror.wait_applied(offset().await, Instant::now() + PATIENCE).await.unwrap();
+    let mut there = pair.to.connect().await.unwrap();
+    there.must(&["SELECT", "3"]).await.unwrap();
+    for key in ["before", "between", "behind", "last"] {
+        assert_eq!(there.must(&["EXISTS", key]).await.unwrap(), Reply::Integer(1), "{key}");
+    }
+    mirror.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

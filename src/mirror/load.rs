@@ -19,7 +19,7 @@ use super::run::{End, Step, TICK, TIMEOUT, Task, refuse};
 use super::{POSITION_KEY, Position, Reach, SnapshotProgress, Stage};
 use crate::backfill::{self, LoadOptions, Progress};
 use crate::config::{OnExistingKey, OnUnsupported};
-use crate::error::Error;
+use crate::error::{Error, Side};
 use crate::replication::{Link as ReceiverLink, SnapshotInfo};
 use crate::resp::value::Value;
 use crate::resp::write;
@@ -43,13 +43,16 @@ impl Task {
             let info = self.await_snapshot(generation).await?;
             flush |= info.generation != generation;
             generation = info.generation;
-            let position = Position {
+            let mut position = Position {
                 replid: info.replid.clone().unwrap_or_else(|| "?".into()),
                 offset: info.offset,
                 db: 0,
             };
             let loaded = match self.load_once(client, &info, flush, begun).await {
-                Ok(()) => self.mark(client, Reach::At(position.clone())).await.map_err(End::Failed),
+                Ok(()) => {
+                    position.db = self.db_behind_snapshot().await?;
+                    self.mark(client, Reach::At(position.clone())).await.map_err(End::Failed)
+                }
                 Err(end) => Err(end),
             };
             match loaded {
@@ -81,6 +84,16 @@ impl Task {
                 Err(End::Stopped) => return Err(End::Stopped),
             }
         }
+    }
+
+    /// The db that the stream has selected where the snapshot in the journal ends.
+    async fn db_behind_snapshot(&self) -> Step<u32> {
+        let reader = self.journal.snapshot_reader()?;
+        // The head of the file has been read before: nothing is waited for.
+        let read = tokio::task::spawn_blocking(move || crate::rdb::stream_db(reader)).await;
+        let lost =
+            |cause| Error::new(Side::Gateway, "the head of the snapshot cannot be read").because(cause);
+        Ok(read.map_err(lost)?)
     }
 
     /// Whether the snapshot in the journal is whole, or will be.

@@ -121,14 +121,15 @@ impl Task {
                 let start = self.journal.start();
                 // Dialect and limits do not matter: nothing is written.
                 let transform = Transform::new(Dialect::of_version(7, 0), Vec::new());
-                let mut collector = Collector::new(start, 0, transform, self.options.batch);
+                let db = self.receiver.as_ref().map_or(0, |receiver| receiver.state.borrow().tail_db);
+                let mut collector = Collector::new(start, db, transform, self.options.batch);
                 collector.discard_until(u64::MAX);
                 let reader = self.journal.reader(start)?;
                 self.stage(Stage::Standby);
                 return Ok(Standby {
                     reader,
                     collector,
-                    places: VecDeque::from([(start, 0)]),
+                    places: VecDeque::from([(start, db)]),
                     wanted: None,
                     engaged: None,
                 });

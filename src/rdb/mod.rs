@@ -57,6 +57,6 @@ pub(crate) use error::printable;
 pub use error::{RdbError, What};
 pub use fields::Shift;
 pub use opcode::{Flavour, minimum_version, type_name};
-pub use reader::{BigEntry, Entry, Header, Item, RawValue, ReadOptions, Reader};
+pub use reader::{BigEntry, Entry, Header, Item, RawValue, ReadOptions, Reader, stream_db};
 pub use text::Text;
 pub use write::{Pieces, Writer};

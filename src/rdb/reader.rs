@@ -577,3 +577,16 @@ impl<R: Read> Reader<R> {
         if stored == 0 || stored == computed { Ok(()) } else { Err(What::Checksum { stored, computed }) }
     }
 }
+
+/// The db that the stream behind a snapshot has selected where it begins: the record `repl-stream-db` at the head of the file (since
+/// Redis 4.0). A primary selects one anew behind every full synchronisation (`replicationSetupSlaveForFullResync`), but a
+/// replica passes its primary's stream on as it is. `head`: the file, or as much of it as holds the first records.
+pub fn stream_db(head: impl Read) -> u32 {
+    let mut reader = Reader::new(head, ReadOptions::default());
+    while let Ok(Some(Item::Aux { name, value })) = reader.next_item() {
+        if name == b"repl-stream-db" {
+            return std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        }
+    }
+    0
+}

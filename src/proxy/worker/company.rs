@@ -169,7 +169,7 @@ mod tests {
         let start = Instant::now();
         let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
         // what both have been idle for, in seconds
-        let mut look = |place: &mut Place, tenths, first, second| {
+        let look = |place: &mut Place, tenths, first, second| {
             place.is_for_staying(at(tenths), vec![(0, first), (1, second)])
         };
         assert_eq!(look(&mut place, 0, 50.0, 90.0), None);

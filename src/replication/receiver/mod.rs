@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Result, Side};
+use crate::rdb;
 use crate::replication::framing::{AckScan, Body, Header, Piece};
 use crate::replication::handshake::{self, Answer, Ask, Attached, Introduction};
 use crate::replication::journal::{Journal, SnapshotWriter};
@@ -41,6 +42,8 @@ const FLUSH_AFTER: Duration = Duration::from_millis(5);
 const PACE: Duration = Duration::from_micros(500);
 /// So many bytes at once are a busy stream too, however late they were read.
 const CROWD: usize = 1024;
+/// As much of a snapshot that is thrown away is looked at: more than its first records take.
+const SNAPSHOT_HEAD: usize = 4096;
 /// Redis expects a replica to say once a second how far it is (`replicationCron`).
 const ACK_EVERY: Duration = Duration::from_secs(1);
 /// The same while the source may be waiting for one, see [`Acks::Eager`]; and how many of these.
@@ -166,6 +169,8 @@ pub struct ReceiverState {
     pub generation: u64,
     /// How often the stream has been joined, the first time included.
     pub links: u64,
+    /// The db that the stream has selected where the journal begins, with [`ReceiveFrom::Tail`].
+    pub tail_db: u32,
 }
 
 /// Spawns receivers.
@@ -200,6 +205,7 @@ impl Receiver {
             link: Link::Connecting,
             generation: options.journal.generation(),
             links: 0,
+            tail_db: 0,
         });
         let fresh = match options.start {
             ReceiveFrom::FullSync | ReceiveFrom::Tail => true,
@@ -350,6 +356,8 @@ impl Task {
             idle_timeout: self.options.idle_timeout,
         };
         let endpoint = self.choose(&ask).await?;
+        // Only the snapshot of a replica tells which db its stream has selected.
+        let through_replica = endpoint.address != self.options.endpoint.address;
         let mut attached = handshake::introduce(&endpoint, &how).await?;
         if ask == Ask::Everything {
             self.note(|state| state.link = Link::WaitingForSnapshot);
@@ -371,7 +379,7 @@ impl Task {
                         "the server no longer has what we lack: full synchronisation"
                     );
                 }
-                if self.is_tail() && !attached.empty_snapshot && !self.shortcut {
+                if self.is_tail() && !attached.empty_snapshot && !self.shortcut && !through_replica {
                     // The backlog holds the stream from here on, so the snapshot need not be sent at all.
                     self.shortcut = true;
                     self.tail(Some(replid), *offset).await;
@@ -418,13 +426,15 @@ impl Task {
         }
         tracing::info!(offset, ?expected, "a snapshot arrives");
         let (mut buffer, mut held, mut read) = (vec![0; SNAPSHOT_READ], 0, 0u64);
+        let mut head = Vec::new();
         loop {
             let (size, end) = match body.take(&buffer[..held]) {
                 Piece::More { body } => (body, None),
                 Piece::End { body, next } => (body, Some(next)),
             };
-            if let Some(writer) = &mut writer {
-                self.write(writer, &buffer[..size]).await;
+            match &mut writer {
+                Some(writer) => self.write(writer, &buffer[..size]).await,
+                None => head.extend_from_slice(&buffer[..size.min(SNAPSHOT_HEAD - head.len())]),
             }
             read += size as u64;
             self.state.send_modify(|state| state.link = Link::Snapshot { read, expected });
@@ -445,6 +455,9 @@ impl Task {
             self.persist(|task| task.options.journal.finish(&mut writer)).await;
         }
         self.fresh = false;
+        if self.is_tail() {
+            self.note(|state| state.tail_db = rdb::stream_db(&head[..]));
+        }
         tracing::info!(offset, bytes = read, "the snapshot is here");
         Ok(header)
     }
