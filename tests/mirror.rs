@@ -710,6 +710,31 @@ async fn push_about(address: String, stop: Arc<AtomicBool>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_failed_in_the_batch_on_its_way_is_known_before_keys_are_copied_anew() {
+    let pair = Pair::start_with("", &[], "", &["--enable-debug-command", "yes"]).await;
+    let mut options = pair.options(Start::Snapshot);
+    options.on_conflict = OnConflict::Copy;
+    let mirror = Mirror::spawn(options, CancellationToken::new());
+    live(&mirror).await;
+    pair.to.call(&["SET", "list", "not yours"]).await.unwrap();
+    // The destination takes the batch, and answers later.
+    let mut busy = pair.to.connect().await.unwrap();
+    busy.queue(&["DEBUG", "SLEEP", "0.5"]);
+    busy.flush().await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    pair.from.call(&["RPUSH", "list", "1"]).await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    let copied = mirror.copy_anew(vec![(0, b"other".as_slice().into())], Instant::now() + PATIENCE).await;
+    copied.unwrap();
+    assert_eq!(busy.reply().await.unwrap(), Reply::Simple(b"OK".to_vec()));
+    pair.in_step(&mirror).await;
+    until(&mirror, "the list is copied", |state| state.copied > 0 && state.error.is_none()).await;
+    pair.in_step(&mirror).await;
+    pair.same(true).await;
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_of_a_replica_goes_on_in_the_db_that_its_primary_had_selected() {
     let pair = Pair::start().await;
     let primary = Server::start(&pair.dir.path().join("primary"), &[]).await.unwrap();

@@ -65,6 +65,8 @@ struct Flow {
     sweep_turn: bool,
     probe: Option<tokio::task::JoinHandle<bool>>,
     probes: u32,
+    /// Keys are to be copied anew: applying begins again once the batch on its way is answered.
+    begins_again: bool,
 }
 
 impl Flow {
@@ -136,6 +138,7 @@ impl Task {
             sweep_turn: false,
             probe: None,
             probes: 0,
+            begins_again: false,
         };
         self.state.settled = false;
         self.hurry(false);
@@ -170,23 +173,27 @@ impl Task {
         loop {
             flow.collector.transform().tick(unix_ms());
             self.fill(flow)?;
-            if let Some((named, stuck)) = flow.collector.unselected() {
-                if let Stuck::Obstacle(why) = stuck {
-                    return self.refused(flow.written, named, why.clone());
-                }
-                tracing::debug!(
-                    command = named.name,
-                    offset = named.end,
-                    "it has keys inside and outside the filter"
-                );
-                self.widen(stuck)?;
-                return Ok(Exit::Reopen);
-            }
-            if let Some(stuck) = flow.collector.stuck() {
-                self.widen(stuck)?;
-                return Ok(Exit::Reopen);
-            }
             if !flow.link.is_busy() {
+                // Not before: a command that failed in the batch on its way would be forgotten.
+                if flow.begins_again {
+                    return Ok(Exit::Reopen);
+                }
+                if let Some((named, stuck)) = flow.collector.unselected() {
+                    if let Stuck::Obstacle(why) = stuck {
+                        return self.refused(flow.written, named, why.clone());
+                    }
+                    tracing::debug!(
+                        command = named.name,
+                        offset = named.end,
+                        "it has keys inside and outside the filter"
+                    );
+                    self.widen(stuck)?;
+                    return Ok(Exit::Reopen);
+                }
+                if let Some(stuck) = flow.collector.stuck() {
+                    self.widen(stuck)?;
+                    return Ok(Exit::Reopen);
+                }
                 if flow.sweep.is_some() && self.is_sweeps_turn(flow) {
                     flow.sweep_turn = false;
                     if let Err(error) = self.slice(flow).await? {
@@ -198,7 +205,9 @@ impl Task {
                 }
             }
             let paused = *self.paused.borrow_and_update();
-            let hungry = !flow.collector.is_full();
+            let hungry = !flow.collector.is_full()
+                && flow.collector.stuck().is_none()
+                && flow.collector.unselected().is_none();
             let busy = flow.link.is_busy();
             let held = self.held_until(flow).filter(|_| !busy && flow.collector.has_effects());
             let applied = flow.applied();
@@ -229,9 +238,7 @@ impl Task {
                     }
                 }
                 Event::Request(Request::CopyAnew { keys, reply }) => {
-                    if self.copy_anew(keys, reply)? {
-                        return Ok(Exit::Reopen);
-                    }
+                    flow.begins_again |= self.copy_anew(keys, reply)?;
                 }
                 Event::Request(request) => {
                     if let Err(error) = self.serve(flow, request).await? {
