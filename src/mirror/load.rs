@@ -50,7 +50,7 @@ impl Task {
             };
             let loaded = match self.load_once(client, &info, flush, begun).await {
                 Ok(()) => {
-                    position.db = self.db_behind_snapshot().await?;
+                    position.db = self.db_behind_snapshot(generation).await?;
                     self.mark(client, Reach::At(position.clone())).await.map_err(End::Failed)
                 }
                 Err(end) => Err(end),
@@ -86,8 +86,12 @@ impl Task {
         }
     }
 
-    /// The db that the stream has selected where the snapshot in the journal ends.
-    async fn db_behind_snapshot(&self) -> Step<u32> {
+    /// The db that the stream has selected where the snapshot of that generation ends, which has just been loaded. When there is
+    /// another one by now, the stream behind this one is of no use any more, nor is its db.
+    async fn db_behind_snapshot(&self, generation: u64) -> Step<u32> {
+        if self.journal.snapshot().is_none_or(|now| now.generation != generation) {
+            return Ok(0);
+        }
         let reader = self.journal.snapshot_reader()?;
         // The head of the file has been read before: nothing is waited for.
         let read = tokio::task::spawn_blocking(move || crate::rdb::stream_db(reader)).await;
