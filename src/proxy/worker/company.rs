@@ -19,15 +19,19 @@ use std::time::{Duration, Instant};
 use crate::server::Stream;
 use crate::server::processors::{self, Processors};
 
-/// The machine is full while less than this many of the worker's processors are idle, on average over [`WINDOW`].
+/// The machine is full when less than this many of the worker's processors are idle, on average over [`WINDOW`].
 const IDLE: f64 = 0.4;
+/// It is not any more when so many are.
+const LEAVES: f64 = 0.7;
 /// A processor is full while it is idle for less than this part of the time.
 const FULL: f64 = 0.1;
 /// Over how long idleness is measured: from one tick of the worker to the next. The kernel counts it in hundredths of a second.
 const WINDOW: Duration = Duration::from_millis(90);
 /// The server's processor is asked for once in so many answers: every few milliseconds, when it matters.
 const ANSWERS: u32 = 64;
-/// For how long the worker roams when staying left processors idle.
+/// So many windows in a row in which the worker's processor was full and more than [`IDLE`] others were idle, and staying is to blame.
+const WASTED: u32 = 5;
+/// For how long the worker roams then.
 const BACK_OFF: Duration = Duration::from_secs(10);
 
 /// Decides whether the worker's thread stays beside its server, and sees to it.
@@ -100,6 +104,8 @@ struct Place {
     stays: Option<usize>,
     /// When the processors were looked at last, and for how many seconds each had been idle then.
     last: Option<(Instant, Vec<(usize, f64)>)>,
+    /// Windows in a row in which it filled its processor and left others idle.
+    wasted: u32,
     /// Until when it roams, whatever is idle.
     roams_until: Option<Instant>,
 }
@@ -107,7 +113,7 @@ struct Place {
 impl Place {
     fn new() -> Option<Self> {
         let allowed = Processors::allowed().filter(|allowed| allowed.count() > 1)?;
-        Some(Self { allowed, stays: None, last: None, roams_until: None })
+        Some(Self { allowed, stays: None, last: None, wasted: 0, roams_until: None })
     }
 
     /// Whether this is a time for staying beside the server; `None` while it is too early to tell. `idle`: for how many seconds each
@@ -130,10 +136,14 @@ impl Place {
             }
         }
         self.last = Some((now, idle));
-        if whole >= IDLE && self.stays.is_some() && own < FULL {
+        let stays = self.stays.is_some();
+        self.wasted = if stays && whole >= IDLE && own < FULL { self.wasted + 1 } else { 0 };
+        if self.wasted == WASTED {
+            self.wasted = 0;
             self.roams_until = Some(now + BACK_OFF);
         }
-        Some(whole < IDLE && self.roams_until.is_none_or(|end| now >= end))
+        let bound = if stays { LEAVES } else { IDLE };
+        Some(whole < bound && self.roams_until.is_none_or(|end| now >= end))
     }
 
     fn stay_on(&mut self, processor: usize) {
@@ -167,26 +177,33 @@ mod tests {
     fn a_full_machine_is_for_staying_unless_staying_leaves_others_idle() {
         let Some(mut place) = Place::new() else { return };
         let start = Instant::now();
-        let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
-        // what both have been idle for, in seconds
-        let look = |place: &mut Place, tenths, first, second| {
-            place.is_for_staying(at(tenths), vec![(0, first), (1, second)])
+        let mut tenths = 0;
+        let mut idle = [50.0, 90.0];
+        // A tenth of a second in which each was idle for so many hundredths.
+        let mut look = |place: &mut Place, hundredths: [f64; 2]| {
+            tenths += 1;
+            idle = [idle[0] + hundredths[0] / 100.0, idle[1] + hundredths[1] / 100.0];
+            place
+                .is_for_staying(start + Duration::from_millis(tenths * 100), vec![(0, idle[0]), (1, idle[1])])
         };
-        assert_eq!(look(&mut place, 0, 50.0, 90.0), None);
-        assert_eq!(look(&mut place, 1, 50.01, 90.02), Some(true));
-        // 0.05 s more of 0.1 s is half a processor
-        assert_eq!(look(&mut place, 2, 50.06, 90.02), Some(false));
-        assert_eq!(look(&mut place, 3, 50.06, 90.03), Some(true));
+        assert_eq!(look(&mut place, [0.0, 0.0]), None);
+        assert_eq!(look(&mut place, [1.0, 2.0]), Some(true));
+        assert_eq!(look(&mut place, [5.0, 0.0]), Some(false));
+        assert_eq!(look(&mut place, [0.0, 1.0]), Some(true));
         place.stays = Some(0);
-        // the load is gone: both are idle
-        assert_eq!(look(&mut place, 4, 50.15, 90.12), Some(false));
-        assert_eq!(look(&mut place, 5, 50.16, 90.12), Some(true));
-        // it fills its own, and the other one is idle
-        assert_eq!(look(&mut place, 6, 50.16, 90.20), Some(false));
+        // A pause of the clients is no reason to leave, the end of the load is.
+        assert_eq!(look(&mut place, [2.0, 3.0]), Some(true));
+        assert_eq!(look(&mut place, [9.0, 9.0]), Some(false));
+        // It fills its own, and the other one is idle.
+        for _ in 1..WASTED {
+            assert_eq!(look(&mut place, [0.0, 5.0]), Some(true));
+        }
+        assert_eq!(look(&mut place, [0.0, 5.0]), Some(false));
         place.stays = None;
-        assert_eq!(look(&mut place, 7, 50.16, 90.20), Some(false));
-        assert_eq!(look(&mut place, 105, 50.16, 90.20), Some(false));
-        assert_eq!(look(&mut place, 106, 50.16, 90.20), Some(true));
+        for _ in 1..100 {
+            assert_eq!(look(&mut place, [0.0, 0.0]), Some(false));
+        }
+        assert_eq!(look(&mut place, [0.0, 0.0]), Some(true));
     }
 
     #[test]
