@@ -35,6 +35,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
+        // What it does meanwhile should not hold up the clients.
         .on_thread_park(server::stand_aside)
         .enable_all()
         .build()
