@@ -205,9 +205,7 @@ impl Task {
                 }
             }
             let paused = *self.paused.borrow_and_update();
-            let hungry = !flow.collector.is_full()
-                && flow.collector.stuck().is_none()
-                && flow.collector.unselected().is_none();
+            let hungry = flow.collector.is_hungry();
             let busy = flow.link.is_busy();
             let held = self.held_until(flow).filter(|_| !busy && flow.collector.has_effects());
             let applied = flow.applied();
@@ -265,10 +263,7 @@ impl Task {
             flow.collector.collect().map_err(|error| {
                 Error::new(self.options.from.side, "the replication stream cannot be read").because(error)
             })?;
-            if flow.collector.is_full()
-                || flow.collector.stuck().is_some()
-                || flow.collector.unselected().is_some()
-            {
+            if !flow.collector.is_hungry() {
                 return Ok(());
             }
             match flow.reader.try_next() {

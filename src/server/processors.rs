@@ -66,8 +66,9 @@ impl Aside {
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "there is no such file"))]
 fn idle_seconds(stat: &str) -> impl Iterator<Item = (usize, f64)> {
     stat.lines().filter_map(|line| {
-        let mut words = line.strip_prefix("cpu")?.split_ascii_whitespace();
-        let number = words.next()?.parse().ok().filter(|_| !line.starts_with("cpu "))?;
+        let mut words = line.split_ascii_whitespace();
+        // The line of all processors together has no number.
+        let number = words.next()?.strip_prefix("cpu")?.parse().ok()?;
         let mut idle = words.skip(3).map_while(|word| word.parse::<u64>().ok());
         Some((number, (idle.next()? + idle.next()?) as f64 / 100.0))
     })

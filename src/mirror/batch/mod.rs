@@ -287,6 +287,11 @@ impl Collector {
         full || self.frozen
     }
 
+    /// Whether more of the stream is of use: there is room, and nothing stands in the way.
+    pub fn is_hungry(&self) -> bool {
+        !self.is_full() && self.stuck().is_none() && self.unselected.is_none()
+    }
+
     /// The highest db that the next batch may select.
     pub fn highest_db(&self) -> u32 {
         self.open.highest_db
