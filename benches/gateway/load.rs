@@ -110,7 +110,7 @@ fn one_client(port: u16, requests: u64) -> Result<Run> {
 /// In which order a round runs its targets: over 2 × `count` rounds each of them comes as often at each place, and as often
 /// directly behind each of the others (a Williams design). What ran before leaves the scheduler and the server in a state that
 /// the next one feels, so turning the same order round and round would always favour the same ones.
-fn order(count: usize, round: usize) -> Vec<usize> {
+pub(crate) fn order(count: usize, round: usize) -> Vec<usize> {
     // 0, 1, n-1, 2, n-2, …
     let zigzag =
         (0..count).map(|place| if place % 2 == 1 { place.div_ceil(2) } else { (count - place / 2) % count });

@@ -8,7 +8,7 @@
 //!     --cases a,b       get_p1 set_p1 get_p16 set_p16 get_p64 set_p64 get_c500 set_c500 latency_1
 //!     --seconds S       length of one run (1.5)
 //!     --no-peers        without HAProxy, twemproxy and Envoy (looked up on PATH and in $CROSSFADE_PEERS)
-//! cargo bench --bench gateway -- --mirror            SET with a live mirror against SET without one
+//! cargo bench --bench gateway -- --mirror            SET with a live mirror, without one, and with a native replica
 //! cargo bench --bench gateway -- --snapshot [--keys N]   from `start` to `mirroring`, against native REPLICAOF
 //! cargo bench --bench gateway -- --mixed | --big         the same with collections, or with a value of 1 GiB among others
 //! cargo bench --bench gateway -- --switches [--count N] [--clients N] [--pace N]

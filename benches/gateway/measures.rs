@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use crossfade::cli::demo::connection::Reply;
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
 use crossfade::cli::demo::servers::Server;
 use crossfade::cli::demo::workload::{Plan, Workload, create_user};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::load::{case, redis_benchmark};
+use super::load::{Case, case, order, redis_benchmark};
 use super::process::cpu_us;
 use super::{Args, machine, median, round};
 
@@ -56,65 +57,122 @@ pub(crate) async fn gateway(dir: &std::path::Path, source: &Server, destination:
         .await?)
 }
 
-/// SET through the gateway with a live mirror and without one, interleaved, at P=1 and P=16; processor time per write of
-/// every process, the time until the mirror is in step again included.
-pub(crate) async fn mirror(args: &Args) -> Result<()> {
-    args.note(&machine());
-    let plain = Rig::new(&[], &[]).await?;
-    let mut mirrored = Rig::new(&[], &[]).await?;
-    mirrored.gateway.begin().await?;
-    mirrored.gateway.wait_phase("mirroring", Duration::from_secs(60)).await?;
-    for name in ["set_p1", "set_p16"] {
-        let case = case(name).context("a case")?;
-        let probe = redis_benchmark(plain.port()?, case, 50_000).await?;
-        redis_benchmark(mirrored.port()?, case, 50_000).await?;
-        let requests = (probe.rps * args.seconds) as u64;
-        // rows: rps, gateway, source, destination
-        let mut without: [Vec<f64>; 3] = Default::default();
-        let mut with: [Vec<f64>; 4] = Default::default();
-        let mut ratios = Vec::new();
-        for turn in 0..args.rounds {
-            let mut pair = [0.0; 2];
-            for half in 0..2 {
-                mirrored.in_step().await?;
-                if (turn + half) % 2 == 0 {
-                    let pids = [plain.gateway.pid(), plain.source.pid()];
-                    let before = pids.map(cpu_us);
-                    let run = redis_benchmark(plain.port()?, case, requests).await?;
-                    pair[0] = run.rps;
-                    without[0].push(run.rps);
-                    for (index, pid) in pids.into_iter().enumerate() {
-                        without[index + 1].push((cpu_us(pid) - before[index]) / run.commands);
+/// What has each write besides the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Second {
+    Nothing,
+    /// The destination, by the gateway's mirror.
+    Mirror,
+    /// The destination, as a native replica of the source: the gateway forwards and nothing else.
+    Replica,
+}
+
+/// A rig under load, and per run: rate, processor time per write of gateway, source and destination.
+struct Loaded {
+    second: Second,
+    rig: Rig,
+    rows: [Vec<f64>; 4],
+}
+
+impl Loaded {
+    async fn new(second: Second) -> Result<Self> {
+        let mut rig = Rig::new(&["--repl-diskless-sync-delay", "0"], &[]).await?;
+        match second {
+            Second::Nothing => {}
+            Second::Mirror => {
+                rig.gateway.begin().await?;
+                rig.gateway.wait_phase("mirroring", Duration::from_secs(60)).await?;
+            }
+            Second::Replica => {
+                let source = rig.source.port().to_string();
+                rig.destination.call(&["REPLICAOF", "127.0.0.1", &source]).await?;
+            }
+        }
+        Ok(Self { second, rig, rows: Default::default() })
+    }
+
+    async fn in_step(&mut self) -> Result<()> {
+        match self.second {
+            Second::Nothing => Ok(()),
+            Second::Mirror => self.rig.in_step().await,
+            Second::Replica => {
+                let until = Instant::now() + Duration::from_secs(120);
+                loop {
+                    let mut source = self.rig.source.connect().await?;
+                    // WAIT looks at what its own connection wrote; it asks the replica how far it is.
+                    source.must(&["DEL", "in-step"]).await?;
+                    if matches!(source.must(&["WAIT", "1", "1000"]).await?, Reply::Integer(1)) {
+                        return Ok(());
                     }
-                } else {
-                    let pids = [mirrored.gateway.pid(), mirrored.source.pid(), mirrored.destination.pid()];
-                    let before = pids.map(cpu_us);
-                    let run = redis_benchmark(mirrored.port()?, case, requests).await?;
-                    mirrored.in_step().await?;
-                    pair[1] = run.rps;
-                    with[0].push(run.rps);
-                    for (index, pid) in pids.into_iter().enumerate() {
-                        with[index + 1].push((cpu_us(pid) - before[index]) / run.commands);
+                    if Instant::now() > until {
+                        bail!("the replica does not come into step");
                     }
                 }
             }
-            ratios.push(pair[1] / pair[0]);
         }
-        let extra: Vec<f64> = with[1].iter().zip(&without[1]).map(|(with, without)| with - without).collect();
+    }
+
+    async fn run(&mut self, case: Case, requests: u64) -> Result<f64> {
+        self.in_step().await?;
+        let pids = [self.rig.gateway.pid(), self.rig.source.pid(), self.rig.destination.pid()];
+        let before = pids.map(cpu_us);
+        let run = redis_benchmark(self.rig.port()?, case, requests).await?;
+        self.in_step().await?;
+        self.rows[0].push(run.rps);
+        for (index, pid) in pids.into_iter().enumerate() {
+            self.rows[index + 1].push((cpu_us(pid) - before[index]) / run.commands);
+        }
+        Ok(run.rps)
+    }
+}
+
+/// SET through the gateway with a live mirror, without one, and with a native replica of the source instead, interleaved,
+/// at P=1 and P=16; processor time per write of every process, the time until the second server is in step again included.
+pub(crate) async fn mirror(args: &Args) -> Result<()> {
+    args.note(&machine());
+    let mut all = Vec::new();
+    for second in [Second::Nothing, Second::Mirror, Second::Replica] {
+        all.push(Loaded::new(second).await?);
+    }
+    for name in ["set_p1", "set_p16"] {
+        let case = case(name).context("a case")?;
+        let mut requests = 50_000;
+        // The first of them is for warming up, and tells how much is to be done in the others.
+        for turn in 0..=args.rounds {
+            let mut rates = [0.0; 3];
+            for index in order(all.len(), turn) {
+                rates[index] = all[index].run(case, requests).await?;
+            }
+            if turn == 0 {
+                requests = (rates[0] * args.seconds) as u64;
+                all.iter_mut().for_each(|loaded| loaded.rows = Default::default());
+            }
+        }
+        let against = |index: usize, row: usize, than: usize| -> Vec<f64> {
+            all[index].rows[row].iter().zip(&all[than].rows[row]).map(|(one, other)| one / other).collect()
+        };
+        let ratio = |index, than| round(median(&against(index, 0, than)), 3);
+        let extra: Vec<f64> =
+            all[1].rows[1].iter().zip(&all[0].rows[1]).map(|(with, without)| with - without).collect();
+        let rps = |index: usize| median(&all[index].rows[0]).round();
+        let cpu = |index: usize| {
+            let [_, gateway, source, destination] = &all[index].rows;
+            json!({
+                "gateway": round(median(gateway), 3),
+                "source": round(median(source), 3),
+                "destination": round(median(destination), 3),
+            })
+        };
         let document = json!({
             "case": format!("mirror_{name}"),
-            "without_rps": median(&without[0]).round(),
-            "with_rps": median(&with[0]).round(),
-            "ratio": round(median(&ratios), 3),
+            "without_rps": rps(0),
+            "with_rps": rps(1),
+            "ratio": ratio(1, 0),
             "gateway_extra_cpu_us_per_write": round(median(&extra), 3),
-            "cpu_us_per_write": {
-                "without": {"gateway": round(median(&without[1]), 3), "source": round(median(&without[2]), 3)},
-                "with": {
-                    "gateway": round(median(&with[1]), 3),
-                    "source": round(median(&with[2]), 3),
-                    "destination": round(median(&with[3]), 3),
-                },
-            },
+            "native_replica_rps": rps(2),
+            "native_replica_ratio": ratio(2, 0),
+            "of_native_replica": ratio(1, 2),
+            "cpu_us_per_write": { "without": cpu(0), "with": cpu(1), "native_replica": cpu(2) },
         });
         print(args, &document);
     }
