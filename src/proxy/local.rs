@@ -8,14 +8,26 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::cluster;
+use super::pinned::redirect_at;
 use super::registry::ClientEntry;
-use super::session::{Closing, Core, ReplyMode, Session};
+use super::session::{Admission, Closing, Core, ReplyMode, Session};
 use super::special::{Answer, Step, credentials};
 use super::upstream::{Credentials, Identity};
 use crate::resp::write::{self, Proto};
 
 /// Answers `args`. Everything that was asked before has been answered.
 pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
+    let is_for_anybody = matches!(name, "quit" | "reset" | "auth" | "hello");
+    if !is_for_anybody && core.identity.credentials.is_none() {
+        match std::mem::replace(&mut core.admission, Admission::Unasked) {
+            Admission::Granted => core.admission = Admission::Granted,
+            Admission::Unasked => return session.ask_admission(core),
+            Admission::Denied(line) => {
+                session.worker.count_errors(1);
+                return say(session, core, |out| out.extend_from_slice(&line));
+            }
+        }
+    }
     match name {
         "quit" => {
             session.closing.set(Closing::AfterReplies);
@@ -205,6 +217,8 @@ fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) ->
             probe.extend(named.into_iter().flatten());
             session.ask_leave(core, args, &probe)
         }
+        // It marks the connection, which would be everybody's lane.
+        (b"capa", _) => session.ask_apart(core, raw),
         (b"reply", [mode]) => reply_mode(session, core, mode),
         (b"unblock", [id, mode @ ..]) if mode.len() <= 1 => unblock(session, core, id, mode),
         // What is left speaks of the server: PAUSE, HELP, wrong arguments.
@@ -374,8 +388,8 @@ fn kill(session: &Session, filters: &[&[u8]]) -> Result<Option<i64>, Cow<'static
 /// CLIENT TRACKING … REDIRECT names a client of the gateway; the server is told the connection that is subscribed for it.
 /// `None`: it names nobody. Who has no connection of its own there is nobody to the server, which says so.
 pub(super) fn redirect(session: &Session, args: &[&[u8]]) -> Option<Vec<u8>> {
-    let at = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"redirect"))? + 1;
-    let id = number(args.get(at)?)?;
+    let at = redirect_at(args)?;
+    let id = number(args[at])?;
     let target = session.worker.shared.registry.find(id);
     let server_id = target.as_ref().map_or(0, |target| target.server_id.load(Ordering::Relaxed));
     let server_id = match target {

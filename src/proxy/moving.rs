@@ -117,7 +117,7 @@ impl Session {
             let core = self.core.borrow();
             core.pinned.as_deref().is_some_and(|pinned| pinned.upstream.key.side != active)
         };
-        if moves && self.core.borrow().pinned.as_deref().is_some_and(Pinned::redirects) {
+        if moves && self.core.borrow().pinned.as_deref().is_some_and(|pinned| pinned.state.redirects()) {
             // The connection that it names is not there. Such a client has to forget what it cached whenever it loses a
             // connection, so that is what it is told.
             tracing::info!(client = %self.entry.addr, "a client was closed: its tracking was redirected to another client");
@@ -153,6 +153,9 @@ impl Session {
             ends.into_iter().for_each(|(arg, id)| blocked.set_id(arg, id));
         }
         if moves {
+            if pinned.state.leave_unknown() {
+                tracing::warn!(client = %self.entry.addr, "what an unknown command set on a client's connection stays behind");
+            }
             if pinned.watching && pinned.transaction.is_none() {
                 core.watch_lost = true;
             }
@@ -164,18 +167,6 @@ impl Session {
             self.entry.server_id.store(upstream.client_id, std::sync::atomic::Ordering::Relaxed);
             pinned = Box::new(carry(*pinned, upstream));
         }
-        let now = Instant::now();
-        if let Some(blocked) = &mut pinned.blocked {
-            if blocked.held.is_some() {
-                match blocked.reissue(now) {
-                    Ok(command) => pinned.ask(&command, Expect::Blocking, false),
-                    Err(nil) => {
-                        pinned.blocked = None;
-                        self.send(&nil);
-                    }
-                }
-            }
-        }
         if pinned.take_invalidation() {
             self.send(b">2\r\n$10\r\ninvalidate\r\n_\r\n");
         }
@@ -183,6 +174,27 @@ impl Session {
         drop(core);
         self.wake();
         Ok(())
+    }
+
+    /// Since when its command has been waiting that has to be issued again.
+    pub(super) fn held_since(&self) -> Option<Instant> {
+        let core = self.core.try_borrow().ok()?;
+        let blocked = core.pinned.as_deref()?.blocked.as_ref()?;
+        blocked.held.as_ref().map(|_| blocked.asked)
+    }
+
+    /// Issues a recalled command again, on the side where the session has been armed.
+    pub(super) fn resume(&self, active: Active) {
+        let Ok(mut core) = self.core.try_borrow_mut() else { return };
+        let Some(pinned) = core.pinned.as_deref_mut().filter(|pinned| pinned.upstream.key.side == active)
+        else {
+            return;
+        };
+        if let Some(answer) = pinned.resume(Instant::now()) {
+            self.send(&answer);
+        }
+        drop(core);
+        self.wake();
     }
 
     /// For an XREAD that is issued again: the ids that its `$` stand for, while the gate is closed. Left to the server they
@@ -212,7 +224,7 @@ impl Session {
             pinned.transaction.is_some()
                 || pinned.blocked.is_some()
                 || pinned.is_subscribed()
-                || !pinned.sticky.is_empty()
+                || pinned.state.can_be_said()
         })
     }
 }
@@ -230,12 +242,10 @@ fn last_id(reply: &[u8]) -> Option<Bytes> {
 fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
     let resp3 = upstream.key.identity.resp3;
     let mut new = Pinned::new(upstream);
-    let mut tracked = false;
-    for command in &old.sticky {
-        tracked |= command.to_ascii_uppercase().windows(8).any(|word| word == b"TRACKING");
+    for command in old.state.commands() {
         new.ask(command, Expect::Swallow, false);
     }
-    new.note_tracking_reset(tracked && resp3);
+    new.note_tracking_reset(old.state.tracks() && resp3);
     for (name, channels) in
         [("SUBSCRIBE", &old.channels), ("PSUBSCRIBE", &old.patterns), ("SSUBSCRIBE", &old.shards)]
     {
@@ -244,6 +254,9 @@ fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
             write::command(&mut bytes, &[name.as_bytes(), channel]);
             new.ask(&bytes, Expect::Swallow, false);
         }
+    }
+    if let Some(command) = old.state.caching() {
+        new.ask(command, Expect::Swallow, false);
     }
     if let Some(mut transaction) = old.transaction {
         if old.watching {
@@ -261,9 +274,8 @@ fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
         }
         new.transaction = Some(transaction);
     }
-    new.monitor = old.monitor;
     new.blocked = old.blocked;
-    new.sticky = old.sticky;
+    new.state = old.state;
     new.channels = old.channels;
     new.patterns = old.patterns;
     new.shards = old.shards;

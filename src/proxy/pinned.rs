@@ -5,15 +5,17 @@
 //! When no state is left the connection goes back to the pool. While a command blocks, nothing is sent behind it: a
 //! switch must be able to issue it again on the other side, before what follows.
 
+mod blocked;
 mod replies;
+mod state;
 
 use std::collections::{HashSet, VecDeque};
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,6 +28,10 @@ use super::{cursors, local};
 use crate::command::{self, Lane as Route, Pin as Why, Spec, Switch};
 use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
+
+pub(super) use blocked::Blocked;
+use state::{Change, change};
+pub(super) use state::{State, redirect_at};
 
 /// Moves the offset that WAIT on this connection looks at.
 const ADVANCE: &[u8] = b"*3\r\n$7\r\nPUBLISH\r\n$14\r\ncrossfade:wait\r\n$0\r\n\r\n";
@@ -57,8 +63,10 @@ pub(super) enum Expect {
     Subscription {
         left: usize,
     },
-    /// A command that gives the connection a state which is replayed on the other side.
-    Sticky(Bytes),
+    /// A command that changes what the connection keeps for as long as it lives.
+    State(Change, Bytes),
+    /// It names a connection of the server's: the client knows it by another id.
+    Redirection,
     Select(u32),
     Auth(Identity),
     /// HELLO, with the name that the client gives itself.
@@ -113,58 +121,6 @@ impl Transaction {
     }
 }
 
-/// A command that waits at the server.
-#[derive(Debug)]
-pub(super) struct Blocked {
-    args: Vec<Bytes>,
-    form: command::Blocking,
-    since: Instant,
-    /// `None`: for ever.
-    timeout: Option<Duration>,
-    /// CLIENT UNBLOCK has been, or is being, asked for.
-    pub(super) recalled: bool,
-    /// It came back empty because of that; this is its empty answer.
-    pub(super) held: Option<Bytes>,
-}
-
-impl Blocked {
-    /// The streams that an XREAD follows from their end (`$`): where the id stands in the arguments, and the key.
-    pub(super) fn open_ends(&self) -> Vec<(usize, Bytes)> {
-        let is = |at: usize, word: &[u8]| self.args.get(at).is_some_and(|arg| arg.eq_ignore_ascii_case(word));
-        let Some(streams) = (1..self.args.len()).find(|at| is(*at, b"STREAMS")).filter(|_| is(0, b"XREAD"))
-        else {
-            return Vec::new();
-        };
-        let count = (self.args.len() - streams - 1) / 2;
-        let keys = streams + 1..streams + 1 + count;
-        let ends = keys.filter(|key| self.args[key + count].as_ref() == b"$");
-        ends.map(|key| (key + count, self.args[key].clone())).collect()
-    }
-
-    /// Follows a stream from behind this id.
-    pub(super) fn set_id(&mut self, arg: usize, id: Bytes) {
-        self.args[arg] = id;
-    }
-
-    /// The command with the time that is left, or the answer when none is.
-    pub(super) fn reissue(&mut self, now: Instant) -> Result<Bytes, Bytes> {
-        let nil = self.held.take().unwrap_or_else(|| Bytes::from_static(b"*-1\r\n"));
-        self.recalled = false;
-        if let Some(timeout) = self.timeout {
-            let left = timeout.saturating_sub(now.saturating_duration_since(self.since));
-            if left.is_zero() {
-                return Err(nil);
-            }
-            self.args[self.form.timeout_arg] = Bytes::from(self.form.text(left));
-            self.timeout = Some(left);
-            self.since = now;
-        }
-        let mut bytes = Vec::new();
-        write::command(&mut bytes, &self.args);
-        Ok(bytes.into())
-    }
-}
-
 /// Whether the client is a replica (`listen.allow_replicas`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replica {
@@ -187,11 +143,10 @@ pub(super) struct Pinned {
     pub(super) transaction: Option<Transaction>,
     pub(super) watching: bool,
     pub(super) blocked: Option<Blocked>,
-    pub(super) sticky: Vec<Bytes>,
+    pub(super) state: State,
     pub(super) channels: HashSet<Bytes>,
     pub(super) patterns: HashSet<Bytes>,
     pub(super) shards: HashSet<Bytes>,
-    pub(super) monitor: bool,
     pub(super) replica: Replica,
     invalidate: bool,
     /// A large reply is being passed on as it comes; whether the client wants it.
@@ -212,11 +167,10 @@ impl Pinned {
             transaction: None,
             watching: false,
             blocked: None,
-            sticky: Vec::new(),
+            state: State::default(),
             channels: HashSet::new(),
             patterns: HashSet::new(),
             shards: HashSet::new(),
-            monitor: false,
             replica: Replica::No,
             invalidate: false,
             streaming: None,
@@ -243,12 +197,62 @@ impl Pinned {
             && self.transaction.is_none()
             && !self.watching
             && self.blocked.is_none()
-            && self.sticky.is_empty()
+            && self.state.is_empty()
             && !self.is_subscribed()
-            && !self.monitor
             && self.replica == Replica::No
             && self.buf.is_empty()
             && self.out.is_empty()
+    }
+
+    /// Lets the connection's next WAIT look at everything that the client has written, whatever connection carried it.
+    fn advance(&mut self) {
+        self.ask(b"*1\r\n$4\r\nPING\r\n", Expect::Swallow, false);
+        self.ask(ADVANCE, Expect::Swallow, false);
+    }
+
+    /// Sends what can be sent; how many bytes.
+    fn write(&mut self, cx: &mut Context<'_>) -> io::Result<usize> {
+        let mut sent = 0;
+        while !self.out.is_empty() {
+            let written = {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = self.out.slices(&mut slices);
+                Pin::new(&mut self.upstream.stream).poll_write_vectored(cx, &slices[..count])?
+            };
+            match written {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(n) => {
+                    self.out.advance(n);
+                    sent += n;
+                }
+                Poll::Pending => break,
+            }
+        }
+        match Pin::new(&mut self.upstream.stream).poll_flush(cx) {
+            Poll::Ready(Err(cause)) => Err(cause),
+            _ => Ok(sent),
+        }
+    }
+
+    /// Issues a recalled command again, at once, so that others stay in their order; the answer, if its time is over.
+    pub(super) fn resume(&mut self, now: Instant) -> Option<Bytes> {
+        let blocked = self.blocked.as_mut().filter(|blocked| blocked.held.is_some())?;
+        let waits = blocked.is_wait();
+        match blocked.reissue(now) {
+            Ok(command) => {
+                if waits {
+                    self.advance();
+                }
+                self.ask(&command, Expect::Blocking, false);
+                // What does not go now, or fails, is seen when the session runs.
+                let _ = self.write(&mut Context::from_waker(Waker::noop()));
+                None
+            }
+            Err(answer) => {
+                self.blocked = None;
+                Some(answer)
+            }
+        }
     }
 
     /// Sends bytes whose reply will mean `expect`.
@@ -277,17 +281,10 @@ impl Pinned {
         self.held_back
     }
 
-    /// Whether its invalidations go to a connection of another client.
-    pub(super) fn redirects(&self) -> bool {
-        self.sticky
-            .iter()
-            .any(|command| command.windows(10).any(|word| word.eq_ignore_ascii_case(b"REDIRECT\r\n")))
-    }
-
     fn flags(&self) -> &'static str {
         if self.replica != Replica::No {
             "S"
-        } else if self.monitor {
+        } else if self.state.monitors() {
             "O"
         } else if self.is_subscribed() {
             "P"
@@ -337,6 +334,11 @@ fn is_forbidden(name: &str, route: Route) -> bool {
     }
 }
 
+/// Whether this subcommand of CLIENT answers with the id of a connection.
+fn names_a_connection(sub: &[u8]) -> bool {
+    sub.eq_ignore_ascii_case(b"getredir") || sub.eq_ignore_ascii_case(b"trackinginfo")
+}
+
 impl Session {
     /// A command of a session that has a connection for itself.
     pub(super) fn pinned_command(
@@ -366,6 +368,9 @@ impl Session {
                 _ => None,
             })
             .unwrap_or(pinned.transaction.is_some());
+        if (!in_transaction && !matches!(name, "client" | "multi")) || matches!(name, "exec" | "discard") {
+            pinned.state.spend_caching();
+        }
         if pinned.blocked.is_some() || (pinned.out.len() > 4 * 1024 * 1024 && pinned.owes()) {
             return Step::Wait;
         }
@@ -436,15 +441,17 @@ impl Session {
             }
             "watch" => Expect::Watch,
             "unwatch" => Expect::Unwatch,
-            "monitor" => Expect::Sticky(Bytes::copy_from_slice(raw)),
-            "client" if matches!(route, Some(Route::Pinned(Why::Tracking))) => {
-                let redirected = local::redirect(self, args).map(Bytes::from);
-                let raw = redirected.unwrap_or_else(|| Bytes::copy_from_slice(raw));
-                pinned.ask(&raw, Expect::Sticky(raw.clone()), discard);
-                return Step::Done;
-            }
-            "client" if matches!(route, Some(Route::Pinned(_))) => {
-                Expect::Sticky(Bytes::copy_from_slice(raw))
+            "client" if args.get(1).is_some_and(|sub| names_a_connection(sub)) => Expect::Redirection,
+            _ if matches!(route, Some(Route::Pinned(Why::Monitor | Why::Tracking | Why::Other))) => {
+                match change(args) {
+                    Change::Nothing => Expect::Plain,
+                    change => {
+                        let redirected = if change.redirects() { local::redirect(self, args) } else { None };
+                        let raw = redirected.map_or_else(|| Bytes::copy_from_slice(raw), Bytes::from);
+                        pinned.ask(&raw, Expect::State(change, raw.clone()), discard);
+                        return Step::Done;
+                    }
+                }
             }
             "wait" | "waitaof" => {
                 if pinned.owes() {
@@ -453,8 +460,7 @@ impl Session {
                 // WAIT looks at what *this* connection has written. Before Redis 7.2 its offset is the server's newest after
                 // any command, which covers what the lane wrote before; since then, and in Valkey, only after one that
                 // is replicated. PUBLISH is, and changes no key.
-                pinned.ask(b"*1\r\n$4\r\nPING\r\n", Expect::Swallow, false);
-                pinned.ask(ADVANCE, Expect::Swallow, false);
+                pinned.advance();
                 match spec.and_then(|spec| command::blocking_form(spec, args)) {
                     Some(form) => {
                         self.block(pinned, args, form);
@@ -491,21 +497,18 @@ impl Session {
     }
 
     fn block(&self, pinned: &mut Pinned, args: &[&[u8]], form: command::Blocking) {
-        pinned.blocked = Some(Blocked {
-            args: args.iter().map(|arg| Bytes::copy_from_slice(arg)).collect(),
-            form,
-            since: Instant::now(),
-            // A timeout that is no number: the server refuses it, and nothing blocks.
-            timeout: form.timeout(args).flatten(),
-            recalled: false,
-            held: None,
-        });
+        pinned.blocked = Some(Blocked::new(args, form));
     }
 
     /// A command about the connection itself, from a session that has one of its own.
     fn local_while_pinned(self: &Rc<Self>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
         let discard = core.reply_mode != ReplyMode::On;
         let Some(pinned) = core.pinned.as_deref_mut() else { return Step::Wait };
+        if pinned.is_subscribed() && !core.identity.resp3 && !matches!(name, "quit" | "reset") {
+            // The server knows best with which words it refuses this to a subscriber.
+            pinned.ask(raw, Expect::Plain, discard);
+            return Step::Done;
+        }
         match name {
             "select" => {
                 let db = args.get(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
@@ -547,24 +550,14 @@ impl Session {
                 return true;
             }
             let Some(pinned) = core.pinned.as_deref_mut() else { return progress };
-            while !pinned.out.is_empty() {
-                let written = {
-                    let mut slices = [IoSlice::new(&[]); SLICES];
-                    let count = pinned.out.slices(&mut slices);
-                    Pin::new(&mut pinned.upstream.stream).poll_write_vectored(cx, &slices[..count])
-                };
-                match written {
-                    Poll::Ready(Ok(n)) if n > 0 => {
-                        pinned.out.advance(n);
-                        self.note_moved(n);
-                        progress = true;
-                    }
-                    Poll::Ready(_) => return self.pinned_lost(),
-                    Poll::Pending => break,
+            let written = pinned.write(cx);
+            match written {
+                Ok(0) => {}
+                Ok(n) => {
+                    self.note_moved(n);
+                    progress = true;
                 }
-            }
-            if let Poll::Ready(Err(_)) = Pin::new(&mut pinned.upstream.stream).poll_flush(cx) {
-                return self.pinned_lost();
+                Err(_) => return self.pinned_lost(),
             }
             // A switch waits for the reply whatever the client does, so then all of it is taken.
             pinned.held_back = self.unread() > HELD_BACK && !self.worker.gate_closed();

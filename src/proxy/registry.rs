@@ -91,6 +91,13 @@ impl Registry {
         self.clients.get(&id).map(|entry| Arc::clone(entry.value()))
     }
 
+    /// The client that has this connection of the server's for itself.
+    pub(super) fn find_by_connection(&self, server_id: u64) -> Option<Arc<ClientEntry>> {
+        let mut all = self.clients.iter();
+        all.find(|entry| entry.server_id.load(Ordering::Relaxed) == server_id)
+            .map(|entry| Arc::clone(entry.value()))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.clients.len()
     }

@@ -58,6 +58,15 @@ pub(super) enum ReplyMode {
     Skip,
 }
 
+/// Whether a client that has given no password may use what the gateway itself answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Admission {
+    Unasked,
+    Granted,
+    /// The server wants a password, and says so in these words.
+    Denied(Bytes),
+}
+
 /// What only the session's own task, and the gate, change.
 pub(super) struct Core {
     /// Bytes that have not been handed out.
@@ -74,6 +83,8 @@ pub(super) struct Core {
     pub(super) reply_mode: ReplyMode,
     /// Keys were watched on a side that is no longer active: the next EXEC answers nil.
     pub(super) watch_lost: bool,
+    /// What the server has said to a client without a password.
+    pub(super) admission: Admission,
     eof: bool,
     /// Since when something has waited at the closed gate.
     held_since: Option<Instant>,
@@ -129,6 +140,7 @@ impl Session {
                 pending: None,
                 reply_mode: ReplyMode::On,
                 watch_lost: false,
+                admission: Admission::Unasked,
                 eof: false,
                 held_since: None,
             }),
@@ -636,6 +648,7 @@ impl Session {
             None => "default".into(),
         };
         core.identity = identity;
+        core.admission = Admission::Unasked;
         core.lane = None;
     }
 

@@ -5,11 +5,12 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
+use super::Active;
 use super::cursors;
 use super::handle::side_of;
 use super::local;
 use super::pinned::Pinned;
-use super::session::{Closing, Core, ReplyMode, Session};
+use super::session::{Admission, Closing, Core, ReplyMode, Session};
 use super::upstream::{Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply};
 use super::worker::Worker;
 use crate::command::{self, Kind, Lane as Route, Pin, Spec, Switch};
@@ -17,6 +18,8 @@ use crate::error::Error;
 use crate::resp::scan::{Frame, split_inline};
 use crate::resp::value::{self, Value};
 use crate::resp::write::{self, Proto};
+
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 /// What became of the command in front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +36,12 @@ pub(super) enum Outcome {
     Pinned(Result<Upstream, DialError>),
     /// The server's word on AUTH, SELECT or HELLO.
     Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError>, discard: bool },
-    /// The reply to a command of the SCAN family.
-    Scanned { reply: Result<Bytes, DialError>, discard: bool },
+    /// The reply to a command that went on a connection of its own.
+    Answered { reply: Result<Bytes, DialError>, discard: bool },
     /// The server's word on a command that the gateway answers, in a form that does nothing.
     Leave { args: Vec<Vec<u8>>, reply: Result<Bytes, DialError>, discard: bool },
+    /// The server's word on a client that has given no password.
+    Admission(Result<Bytes, DialError>),
     /// An unknown command has been looked up.
     LookedUp,
 }
@@ -110,7 +115,10 @@ impl Session {
                 }
                 local::answer(self, core, spec.name, raw, args)
             }
-            Route::Pinned(Pin::Blocking) if command::blocking_form(spec, args).is_none() => {
+            // One that the table does not have may wait in any form.
+            Route::Pinned(Pin::Blocking)
+                if spec.may_block() && command::blocking_form(spec, args).is_none() =>
+            {
                 self.share(core, raw)
             }
             Route::Pinned(Pin::Transaction) if !matches!(spec.name, "multi" | "watch") => {
@@ -200,7 +208,7 @@ impl Session {
         core.pending = Some(Box::pin(async move {
             let reply = ask_aside(&worker, &key, &command).await;
             let reply = reply.map(|reply| cursors::for_client(&reply, epoch).map_or(reply, Bytes::from));
-            Outcome::Scanned { reply, discard }
+            Outcome::Answered { reply, discard }
         }));
         Step::Done
     }
@@ -243,12 +251,46 @@ impl Session {
         Step::Done
     }
 
+    /// Asks the server whether it serves clients that have given no password.
+    pub(super) fn ask_admission(self: &Rc<Self>, core: &mut Core) -> Step {
+        let key = Key::new(self.worker.active.get(), core.identity.clone());
+        let worker = Rc::clone(&self.worker);
+        core.pending =
+            Some(Box::pin(async move { Outcome::Admission(ask_aside(&worker, &key, PING).await) }));
+        Step::Wait
+    }
+
+    /// Has a command answered on a connection that nobody uses afterwards.
+    pub(super) fn ask_apart(self: &Rc<Self>, core: &mut Core, raw: &[u8]) -> Step {
+        let key = Key::new(self.worker.active.get(), core.identity.clone());
+        let worker = Rc::clone(&self.worker);
+        let command = Bytes::copy_from_slice(raw);
+        let discard = core.reply_mode != ReplyMode::On;
+        core.pending = Some(Box::pin(async move {
+            let reply =
+                match dial_patiently(worker.options(), &key, false, worker.options().reconnect_wait).await {
+                    Ok(mut upstream) => {
+                        ask_on(&mut upstream, &command).await.map_err(|cause| lost(key.side, cause))
+                    }
+                    Err(error) => Err(error),
+                };
+            Outcome::Answered { reply, discard }
+        }));
+        Step::Done
+    }
+
     /// Goes on after something was waited for.
     pub(super) fn settle(self: &Rc<Self>, core: &mut Core, outcome: Outcome) {
         let quiet = core.reply_mode == ReplyMode::Off;
         match outcome {
             Outcome::LookedUp => {}
-            Outcome::Scanned { reply: Ok(reply), discard } => {
+            Outcome::Admission(Ok(line)) if !line.starts_with(b"-NOAUTH") => {
+                core.admission = Admission::Granted
+            }
+            Outcome::Admission(Ok(line) | Err(DialError::Refused(line))) => {
+                core.admission = Admission::Denied(line)
+            }
+            Outcome::Answered { reply: Ok(reply), discard } => {
                 if reply.starts_with(b"-") {
                     self.worker.count_errors(1);
                 }
@@ -298,7 +340,7 @@ impl Session {
                 }
                 self.worker.count_errors(1);
             }
-            Outcome::Scanned { reply: Err(DialError::Refused(line)), discard }
+            Outcome::Answered { reply: Err(DialError::Refused(line)), discard }
             | Outcome::Leave { reply: Err(DialError::Refused(line)), discard, .. }
             | Outcome::Identity { dialled: Err(DialError::Refused(line)), discard, .. } => {
                 if !discard {
@@ -307,7 +349,8 @@ impl Session {
                 self.worker.count_errors(1);
             }
             Outcome::Pinned(Err(DialError::Lost(error)))
-            | Outcome::Scanned { reply: Err(DialError::Lost(error)), .. }
+            | Outcome::Admission(Err(DialError::Lost(error)))
+            | Outcome::Answered { reply: Err(DialError::Lost(error)), .. }
             | Outcome::Leave { reply: Err(DialError::Lost(error)), .. }
             | Outcome::Identity { dialled: Err(DialError::Lost(error)), .. } => {
                 tracing::warn!(client = %self.entry.addr, "a client was closed, since its server stayed away: {error}");
@@ -388,11 +431,14 @@ pub(super) async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Res
                 upstream = dial_patiently(worker.options(), key, false, wait).await?;
             }
             Err(cause) => {
-                let error = Error::passing(side_of(key.side), "the connection was lost").because(cause);
-                return Err(DialError::Lost(error));
+                return Err(lost(key.side, cause));
             }
         }
     }
+}
+
+fn lost(side: Active, cause: std::io::Error) -> DialError {
+    DialError::Lost(Error::passing(side_of(side), "the connection was lost").because(cause))
 }
 
 /// One command and its reply on a connection that nobody else uses.

@@ -51,17 +51,17 @@ pub async fn same(front: &Front, scripts: &[&[&str]]) {
 }
 
 /// A connection that reads until it has seen something, for RESP3.
-struct Raw {
+pub struct Raw {
     stream: TcpStream,
     seen: String,
 }
 
 impl Raw {
-    async fn open(address: &str) -> Self {
+    pub async fn open(address: &str) -> Self {
         Self { stream: TcpStream::connect(address).await.unwrap(), seen: String::new() }
     }
 
-    async fn send(&mut self, lines: &[&str]) {
+    pub async fn send(&mut self, lines: &[&str]) {
         let mut bytes = Vec::new();
         for line in lines {
             encode(&mut bytes, &line.split(' ').collect::<Vec<_>>());
@@ -70,7 +70,7 @@ impl Raw {
     }
 
     /// Reads until `text` has come; what came up to its end.
-    async fn until(&mut self, text: &str) -> String {
+    pub async fn until(&mut self, text: &str) -> String {
         loop {
             if let Some(at) = self.seen.find(text) {
                 let rest = self.seen.split_off(at + text.len());
@@ -86,7 +86,7 @@ impl Raw {
     }
 
     /// What has come when a marker that is sent now is echoed, without the marker.
-    async fn settled(&mut self) -> String {
+    pub async fn settled(&mut self) -> String {
         self.send(&["ECHO ---"]).await;
         let mut text = self.until("$3\r\n---\r\n").await;
         text.truncate(text.len() - "$3\r\n---\r\n".len());
@@ -94,23 +94,23 @@ impl Raw {
     }
 }
 
-fn invalidates(key: &str) -> String {
+pub fn invalidates(key: &str) -> String {
     format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len())
 }
 
-async fn text(client: &mut Connection, words: &[&str]) -> String {
+pub async fn text(client: &mut Connection, words: &[&str]) -> String {
     let reply = client.must(words).await.unwrap();
     String::from_utf8_lossy(reply.bytes().unwrap_or_default()).into_owned()
 }
 
-async fn error(client: &mut Connection, words: &[&str]) -> String {
+pub async fn error(client: &mut Connection, words: &[&str]) -> String {
     match client.call(words).await.unwrap() {
         Reply::Error(text) => String::from_utf8_lossy(&text).into_owned(),
         other => panic!("{words:?}: an error was expected, not {other:?}"),
     }
 }
 
-async fn id(client: &mut Connection) -> String {
+pub async fn id(client: &mut Connection) -> String {
     client.must(&["CLIENT", "ID"]).await.unwrap().number().unwrap().to_string()
 }
 
@@ -327,6 +327,27 @@ async fn h06_who_has_not_authenticated_gets_nothing() {
                 "HELLO 3",
             ],
             &["CLIENT LIST", "CLIENT KILL TYPE normal SKIPME no", "CLIENT KILL 127.0.0.1:1", "PING", "RESET"],
+            // What the gateway answers itself.
+            &[
+                "CLIENT ID",
+                "CLIENT GETNAME",
+                "CLIENT SETNAME x",
+                "CLIENT INFO",
+                "CLIENT REPLY ON",
+                "CLIENT REPLY OFF",
+                "CLIENT UNBLOCK 1",
+                "CLIENT NOSUCH",
+                "CLUSTER SLOTS",
+                "CLUSTER INFO",
+                "CLUSTER KEYSLOT k",
+                "READONLY",
+                "ASKING",
+                "AUTH secret",
+                "CLIENT SETNAME x",
+                "CLIENT GETNAME",
+                "RESET",
+                "CLIENT GETNAME",
+            ],
             &["AUTH wrong", "GET k", "AUTH secret", "GET k", "AUTH wrong", "GET k", "RESET", "GET k"],
             &[
                 "HELLO 3 AUTH default wrong",

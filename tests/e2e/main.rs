@@ -21,6 +21,7 @@ mod h03_transactions;
 mod h04_blocking;
 mod h05_pubsub;
 mod h06_sessions;
+mod h06_state;
 mod h07_scripts_admin;
 mod h08_slow_clients;
 mod h09_source_away;

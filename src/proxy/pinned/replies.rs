@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::blocked::is_nil;
 use super::{Expect, Fate, Pinned, Transaction};
 use crate::proxy::cursors;
 use crate::proxy::session::{Core, Session};
@@ -137,7 +138,7 @@ impl Session {
             }
             Expect::Blocking => {
                 if let Some(blocked) = &mut pinned.blocked {
-                    if blocked.recalled && is_nil(&frame) {
+                    if blocked.recalled && blocked.ended_early(&frame) {
                         blocked.held = Some(frame.clone());
                         answer = None;
                     } else {
@@ -145,13 +146,17 @@ impl Session {
                     }
                 }
             }
-            Expect::Sticky(raw) if !refused => {
-                if raw.windows(7).any(|word| word.eq_ignore_ascii_case(b"MONITOR")) {
-                    pinned.monitor = true;
+            Expect::State(change, command) if !refused => {
+                pinned.state.apply(change, command);
+                // What came behind CACHING has used it up.
+                let still_holds =
+                    |expect: &Expect| matches!(expect, Expect::Multi | Expect::Queued(_) | Expect::State(..));
+                if !pinned.expects.iter().all(|(expect, _)| still_holds(expect)) {
+                    pinned.state.spend_caching();
                 }
-                remember_sticky(&mut pinned.sticky, raw);
             }
-            Expect::Sticky(_) => {}
+            Expect::State(..) => {}
+            Expect::Redirection => answer = self.with_own_id(&frame).map(Bytes::from).or(answer),
             Expect::Select(db) if !refused => {
                 pinned.upstream.key.identity.db = db;
                 let identity = Identity { db, ..core.identity.clone() };
@@ -176,6 +181,18 @@ impl Session {
             *self.entry.flags.lock() = pinned.flags();
         }
         true
+    }
+
+    /// The answer of GETREDIR or TRACKINGINFO with the client's id at the gateway in place of its connection's at the server.
+    fn with_own_id(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        const FIELD: &[u8] = b"redirect\r\n";
+        let colon =
+            if frame.first() == Some(&b':') { 0 } else { memchr::memmem::find(frame, FIELD)? + FIELD.len() };
+        let end = colon + memchr::memchr(b'\r', frame.get(colon..)?)?;
+        let id: u64 =
+            std::str::from_utf8(frame.get(colon + 1..end)?).ok()?.parse().ok().filter(|id| *id > 0)?;
+        let named = self.worker.shared.registry.find_by_connection(id)?;
+        Some([&frame[..=colon], named.id.to_string().as_bytes(), &frame[end..]].concat())
     }
 
     /// Passes on what is no answer: messages, and the confirmations of (un)subscribing; whether it was one.
@@ -220,7 +237,7 @@ impl Session {
                 *self.entry.flags.lock() = pinned.flags();
                 true
             }
-            None if pinned.monitor
+            None if pinned.state.monitors()
                 && frame.first() == Some(&b'+')
                 && frame.get(1).is_some_and(u8::is_ascii_digit) =>
             {
@@ -258,10 +275,6 @@ fn classify(frame: &[u8], pubsub: bool) -> Option<Push<'_>> {
     (resp3 || name.ends_with(b"message")).then_some(Push::Message)
 }
 
-fn is_nil(frame: &[u8]) -> bool {
-    frame.starts_with(b"*-1") || frame.starts_with(b"$-1") || frame.starts_with(b"_")
-}
-
 /// The db of a queued `SELECT n`.
 fn queued_select(raw: &[u8]) -> Option<u32> {
     let upper = raw.get(..16)?.to_ascii_uppercase();
@@ -270,30 +283,4 @@ fn queued_select(raw: &[u8]) -> Option<u32> {
     }
     let (index, _) = bulk(raw.get(16..)?)?;
     std::str::from_utf8(index).ok()?.parse().ok()
-}
-
-/// Keeps what gives the connection its state; what takes it away removes it.
-fn remember_sticky(sticky: &mut Vec<Bytes>, raw: Bytes) {
-    let upper = raw.to_ascii_uppercase();
-    let has = |word: &[u8]| upper.windows(word.len()).any(|part| part == word);
-    for (word, off) in [
-        (b"TRACKING\r\n".as_slice(), b"\r\nOFF\r\n".as_slice()),
-        (b"NO-EVICT\r\n", b"\r\nOFF\r\n"),
-        (b"NO-TOUCH\r\n", b"\r\nOFF\r\n"),
-    ] {
-        if has(word) {
-            sticky.retain(|old| {
-                let old = old.to_ascii_uppercase();
-                !old.windows(word.len()).any(|part| part == word)
-            });
-            if !has(off) {
-                sticky.push(raw);
-            }
-            return;
-        }
-    }
-    // CLIENT CACHING speaks of the next command only, TRACKINGINFO and GETREDIR only ask.
-    if has(b"MONITOR\r\n") {
-        sticky.push(raw);
-    }
 }

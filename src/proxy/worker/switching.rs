@@ -222,6 +222,13 @@ pub(super) async fn arm(
         Ok(all) => all.into_iter().filter_map(std::result::Result::err).collect(),
         Err(_) => vec!["connections did not open in time".into()],
     };
+    // Those first who have waited longest: a server serves them in the order in which they come.
+    let mut held: Vec<_> =
+        sessions.iter().filter_map(|session| Some((session.held_since()?, session))).collect();
+    held.sort_by_key(|(since, session)| (*since, session.entry.id));
+    for (_, session) in held {
+        session.resume(active);
+    }
     while !sessions.iter().all(|session| session.closing.get() == Closing::Now || session.is_armed()) {
         if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err()
             && tokio::time::Instant::now() >= deadline
@@ -242,6 +249,7 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
     if worker.active.get() != active {
         worker.active.set(active);
         worker.epoch.set(epoch);
+        worker.shared.unknown.forget_missing();
     }
     worker.gate_closed.set(false);
     let stale: Vec<_> =

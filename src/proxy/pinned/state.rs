@@ -1,0 +1,264 @@
+//! What commands leave on a connection for as long as it lives, and what has to be said on another one to have it there too.
+//!
+//! A connection with any of it never goes back to the pool: whoever got it next would have the state as well.
+
+use bytes::Bytes;
+
+/// What a state is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::proxy) enum Topic {
+    Monitor,
+    Tracking {
+        /// Its invalidations go to a connection of another client.
+        redirects: bool,
+    },
+    /// CLIENT CACHING: what it says holds for the next command.
+    Caching,
+    NoEvict,
+    NoTouch,
+    ImportSource,
+    Debug,
+    /// A set of fields that HIMPORT SET names.
+    Fields(Bytes),
+    /// What a command may have left that the table does not have: only the server knows.
+    Unknown,
+}
+
+impl Topic {
+    /// Whether the later one takes the place of the earlier.
+    fn is_same(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Tracking { .. }, Self::Tracking { .. })) || self == other
+    }
+}
+
+/// What a command does to the state of its connection when the server accepts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::proxy) enum Change {
+    Nothing,
+    /// This is how it is now.
+    Set(Topic),
+    /// This besides what is there.
+    Add(Topic),
+    End(Topic),
+    /// There are no sets of fields any more.
+    EndFields,
+}
+
+impl Change {
+    /// Whether a client's id stands in the command.
+    pub(super) fn redirects(&self) -> bool {
+        matches!(
+            self,
+            Self::Set(Topic::Tracking { redirects: true }) | Self::Add(Topic::Tracking { redirects: true })
+        )
+    }
+}
+
+/// What `args` does.
+pub(super) fn change(args: &[&[u8]]) -> Change {
+    let is =
+        |at: usize, word: &str| args.get(at).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+    let switched =
+        |topic: Topic| if is(2, "off") || is(2, "no") { Change::End(topic) } else { Change::Set(topic) };
+    if is(0, "monitor") {
+        return Change::Set(Topic::Monitor);
+    }
+    if is(0, "script") {
+        return if is(1, "debug") { switched(Topic::Debug) } else { Change::Set(Topic::Unknown) };
+    }
+    if is(0, "himport") {
+        let fields = |at: usize| args.get(at).map(|name| Topic::Fields(Bytes::copy_from_slice(name)));
+        return match fields(2) {
+            Some(fields) if is(1, "prepare") => Change::Set(fields),
+            Some(fields) if is(1, "discard") => Change::End(fields),
+            _ if is(1, "discardall") => Change::EndFields,
+            _ if is(1, "set") => Change::Nothing,
+            _ => Change::Set(Topic::Unknown),
+        };
+    }
+    if !is(0, "client") {
+        return Change::Set(Topic::Unknown);
+    }
+    if is(1, "tracking") {
+        let topic = Topic::Tracking { redirects: redirect_at(args).is_some() };
+        // Each of these adds its prefixes (`enableTracking` in `tracking.c`); the mode cannot change on the way.
+        return if is(2, "on") && options(args).any(|(_, word)| word.eq_ignore_ascii_case(b"bcast")) {
+            Change::Add(topic)
+        } else {
+            switched(topic)
+        };
+    }
+    match args.get(1).map(|sub| sub.to_ascii_lowercase()).unwrap_or_default().as_slice() {
+        b"caching" => Change::Set(Topic::Caching),
+        b"no-evict" => switched(Topic::NoEvict),
+        b"no-touch" => switched(Topic::NoTouch),
+        b"import-source" => switched(Topic::ImportSource),
+        b"trackinginfo" | b"getredir" => Change::Nothing,
+        _ => Change::Set(Topic::Unknown),
+    }
+}
+
+/// The options of CLIENT TRACKING, each with its place; what a prefix or an id says is none.
+fn options<'a>(args: &'a [&'a [u8]]) -> impl Iterator<Item = (usize, &'a [u8])> {
+    let mut at = 3;
+    std::iter::from_fn(move || {
+        let word = *args.get(at)?;
+        let place = at;
+        let has_value = word.eq_ignore_ascii_case(b"prefix") || word.eq_ignore_ascii_case(b"redirect");
+        at += 1 + usize::from(has_value);
+        Some((place, word))
+    })
+}
+
+/// Where CLIENT TRACKING says to whom invalidations go.
+pub(in crate::proxy) fn redirect_at(args: &[&[u8]]) -> Option<usize> {
+    let (at, _) = options(args).find(|(_, word)| word.eq_ignore_ascii_case(b"redirect"))?;
+    (at + 1 < args.len()).then_some(at + 1)
+}
+
+/// The state of a connection, and the commands that gave it, in their order.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct State(Vec<(Topic, Bytes)>);
+
+impl State {
+    /// The server has accepted `command`, which does this.
+    pub(super) fn apply(&mut self, change: Change, command: Bytes) {
+        match change {
+            Change::Nothing => {}
+            Change::Set(topic) => {
+                self.0.retain(|(other, _)| !topic.is_same(other));
+                self.0.push((topic, command));
+            }
+            Change::Add(topic) => {
+                // What comes again word by word adds nothing, but its options hold from here on.
+                self.0.retain(|(_, other)| *other != command);
+                self.0.push((topic, command));
+            }
+            Change::End(topic) => self.0.retain(|(other, _)| !topic.is_same(other)),
+            Change::EndFields => self.0.retain(|(topic, _)| !matches!(topic, Topic::Fields(_))),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What has to be said on another connection before anything else.
+    pub(in crate::proxy) fn commands(&self) -> impl Iterator<Item = &Bytes> {
+        let said_last = |topic: &Topic| matches!(topic, Topic::Caching | Topic::Unknown);
+        self.0.iter().filter(move |(topic, _)| !said_last(topic)).map(|(_, command)| command)
+    }
+
+    /// What has to be said last, since it holds for the command behind it.
+    pub(in crate::proxy) fn caching(&self) -> Option<&Bytes> {
+        self.0.iter().find(|(topic, _)| *topic == Topic::Caching).map(|(_, command)| command)
+    }
+
+    /// A command has come to which CACHING spoke.
+    pub(super) fn spend_caching(&mut self) {
+        if !self.0.is_empty() {
+            self.0.retain(|(topic, _)| *topic != Topic::Caching);
+        }
+    }
+
+    /// Whether anything has to be said on another connection.
+    pub(in crate::proxy) fn can_be_said(&self) -> bool {
+        self.commands().next().is_some()
+    }
+
+    /// Leaves behind what cannot be said on another connection; whether there was any.
+    pub(in crate::proxy) fn leave_unknown(&mut self) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(topic, _)| *topic != Topic::Unknown);
+        self.0.len() < before
+    }
+
+    pub(super) fn monitors(&self) -> bool {
+        self.0.iter().any(|(topic, _)| *topic == Topic::Monitor)
+    }
+
+    /// Whether the server tells this client which of its keys have changed.
+    pub(in crate::proxy) fn tracks(&self) -> bool {
+        self.0.iter().any(|(topic, _)| matches!(topic, Topic::Tracking { .. }))
+    }
+
+    /// Whether that goes to a connection of another client.
+    pub(in crate::proxy) fn redirects(&self) -> bool {
+        self.0.iter().any(|(topic, _)| *topic == Topic::Tracking { redirects: true })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The state after these commands, and what is said of it.
+    fn after(commands: &[&str]) -> (State, Vec<String>) {
+        let mut state = State::default();
+        for command in commands {
+            let args: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+            state.apply(change(&args), Bytes::copy_from_slice(command.as_bytes()));
+        }
+        let said = state.commands().map(|said| String::from_utf8_lossy(said).into_owned()).collect();
+        (state, said)
+    }
+
+    #[test]
+    fn prefixes_add_up_until_tracking_ends() {
+        let (a, b) = ("CLIENT TRACKING ON BCAST PREFIX a", "client tracking on PREFIX b bcast");
+        assert_eq!(after(&[a, b]).1, [a, b]);
+        assert_eq!(after(&[a, b, a]).1, [b, a]);
+        assert!(after(&[a, b, "CLIENT TRACKING off"]).0.is_empty());
+        let (optin, noloop) = ("CLIENT TRACKING ON OPTIN", "CLIENT TRACKING ON OPTIN NOLOOP");
+        assert_eq!(after(&[optin, noloop]).1, [noloop]);
+    }
+
+    #[test]
+    fn a_prefix_says_nothing_of_its_own() {
+        let words = "CLIENT TRACKING ON PREFIX off PREFIX redirect PREFIX monitor PREFIX bcast BCAST";
+        let (state, said) = after(&[words]);
+        assert_eq!(said, [words]);
+        assert!(state.tracks() && !state.redirects() && !state.monitors());
+        let args: Vec<&[u8]> =
+            "CLIENT TRACKING ON PREFIX redirect REDIRECT 7".split(' ').map(str::as_bytes).collect();
+        assert_eq!(redirect_at(&args), Some(6));
+        assert!(after(&["CLIENT TRACKING ON PREFIX redirect REDIRECT 7"]).0.redirects());
+    }
+
+    #[test]
+    fn what_is_ended_leaves_nothing() {
+        for (on, off) in [
+            ("CLIENT NO-EVICT ON", "client no-evict off"),
+            ("CLIENT NO-TOUCH on", "CLIENT NO-TOUCH OFF"),
+            ("CLIENT IMPORT-SOURCE ON", "CLIENT IMPORT-SOURCE OFF"),
+            ("SCRIPT DEBUG YES", "SCRIPT DEBUG NO"),
+            ("HIMPORT PREPARE f a b", "HIMPORT DISCARD f"),
+            ("HIMPORT PREPARE f a b", "HIMPORT DISCARDALL"),
+        ] {
+            assert_eq!(after(&[on, on]).1, [on]);
+            assert!(after(&[on, off]).0.is_empty(), "{off}");
+        }
+        let two = ["HIMPORT PREPARE f a", "HIMPORT PREPARE g b"];
+        assert_eq!(after(&two).1, two);
+        assert_eq!(after(&["HIMPORT PREPARE f a", "HIMPORT PREPARE g b", "HIMPORT DISCARD f"]).1, two[1..]);
+        assert!(after(&["HIMPORT SET k f 1", "CLIENT TRACKINGINFO", "CLIENT GETREDIR"]).0.is_empty());
+    }
+
+    #[test]
+    fn what_only_the_server_knows_keeps_the_connection_and_is_not_said_again() {
+        for command in ["CLIENT SOMETHING NEW", "SCRIPT NEWER", "HIMPORT NEWER x", "NEWER THING"] {
+            let (mut state, said) = after(&[command]);
+            assert!(said.is_empty() && !state.is_empty() && !state.can_be_said());
+            assert!(state.leave_unknown() && state.is_empty() && !state.leave_unknown());
+        }
+    }
+
+    #[test]
+    fn caching_holds_until_the_next_command() {
+        let (mut state, said) = after(&["CLIENT TRACKING ON OPTIN", "CLIENT CACHING YES"]);
+        assert_eq!(said, ["CLIENT TRACKING ON OPTIN"]);
+        assert_eq!(state.caching().unwrap(), "CLIENT CACHING YES");
+        state.spend_caching();
+        assert!(state.caching().is_none() && state.tracks());
+    }
+}
