@@ -16,7 +16,7 @@ use crate::migration::status::{ActiveSide, SwitchKind};
 use crate::mirror::{Mirror, MirrorOptions, MirrorState, Stage};
 use crate::proxy::{Active, Busy, Proxy};
 use crate::resp::write;
-use crate::server::{Client, Endpoint, Info};
+use crate::server::{Client, Endpoint, Events, Info};
 
 /// Where the gateway notes the newest epoch on the server that is active.
 pub const EPOCH_KEY: &str = "crossfade:epoch";
@@ -109,7 +109,9 @@ impl Live {
         };
         let mut from = ServerFacts::read(&info);
         from.fence = fence;
+        from.events = Events::ask(from_client).await?;
         let mut to = ServerFacts::read(&everything(to_client).await?);
+        to.events = Events::ask(to_client).await?;
         let recent = since_switch(self.store.line().at_ms);
         to.foreign_writers = foreign_writers(to_client, recent).await;
         let written = to_client.call(&["SET", EPOCH_KEY, &epoch]).await?;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::Side;
 use crate::migration::status::{ActiveSide, Finding, Level, SwitchKind};
-use crate::server::Info;
+use crate::server::{Events, Info};
 
 /// What is known when the question is asked.
 #[derive(Debug, Clone)]
@@ -66,6 +66,8 @@ pub struct ServerFacts {
     pub write_refused: Option<String>,
     /// Connections of others that wrote lately.
     pub foreign_writers: Vec<String>,
+    /// The keyspace notifications that it sends, if it tells.
+    pub events: Option<Events>,
     /// How writers that bypass the gateway can be held; `None`: not at all.
     pub fence: Option<&'static str>,
 }
@@ -280,6 +282,15 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
             to_side,
             format!("somebody else writes to the {to_side}: {}", to.foreign_writers.join(", ")),
             "stop these clients; only the gateway may write there",
+        ));
+    }
+    if let (Some(ours), Some(theirs)) = (&facts.from.events, &to.events)
+        && let Some(lacking) = ours.lacking_in(theirs)
+    {
+        all.push(Finding::warn(
+            to_side,
+            format!("the {to_side} does not send keyspace notifications that the {from_side} sends (notify-keyspace-events {lacking})"),
+            "set notify-keyspace-events on it as on the other, or subscribers hear nothing behind the switch",
         ));
     }
     match facts.from.fence {

@@ -150,6 +150,18 @@ impl Client {
         Ok(Info::parse(&text))
     }
 
+    /// A setting, unless the server keeps it to itself (managed servers refuse CONFIG).
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn setting(&mut self, name: &str) -> Result<Option<String>> {
+        let reply = self.call(&["CONFIG", "GET", name]).await?;
+        Ok(match reply.into_array().as_deref() {
+            Some([_, value]) => value.as_str().map(str::to_owned),
+            _ => None,
+        })
+    }
+
     /// Gives up request and response: the stream, and the bytes that were read from it and belong to no reply.
     pub fn into_parts(self) -> (Stream, BytesMut) {
         (self.stream, self.input)

@@ -312,6 +312,15 @@ fn together(source: &Server, destination: &Server, policy: OnUnsupported, all: &
             all.push(Finding::warn(side, text, "leave at least a fifth more than the source uses"));
         }
     }
+    if let (Some(from), Some(to)) = (&source.events, &destination.events)
+        && let Some(lacking) = from.lacking_in(to)
+    {
+        all.push(Finding::warn(
+            side,
+            format!("it does not send keyspace notifications that the source sends (notify-keyspace-events {lacking})"),
+            "CONFIG SET notify-keyspace-events there to what it is on the source, or subscribers hear nothing behind the switch",
+        ));
+    }
     let (from, to) = (&source.capabilities, &destination.capabilities);
     if to.rdb_version < from.rdb_version || (from.flavour != to.flavour && to.compatible < from.compatible) {
         all.push(Finding::warn(
@@ -438,7 +447,7 @@ fn machine(gateway: &Gateway, source: Option<&Server>, config: &Config, all: &mu
 mod tests {
     use super::*;
     use crate::migration::status::Level;
-    use crate::server::{Capabilities, Clock, Flavour, Keyspace};
+    use crate::server::{Capabilities, Clock, Events, Flavour, Keyspace};
 
     fn server(side: Side) -> Server {
         Server {
@@ -472,6 +481,7 @@ mod tests {
             backlog: Some(64 * MIB),
             buffer_limit: Some(BufferLimit { hard: 256 * MIB, soft: 64 * MIB, soft_seconds: 60 }),
             databases: Some(16),
+            events: Some(Events::parse("KEA")),
             clock: Clock { ahead_ms: 0, within_ms: 1 },
             modules: Vec::new(),
             denied: Vec::new(),
@@ -568,6 +578,12 @@ mod tests {
         );
         only(&after(|s, _, _| s.capabilities.rdb_version = 12), Warn, Destination, "older than the source");
         only(&after(|_, d, _| d.capabilities.functions = false), Warn, Destination, "functions (7.0)");
+        only(
+            &after(|_, d, _| d.events = Some(Events::parse("Kx"))),
+            Warn,
+            Destination,
+            "notify-keyspace-events $Edeghlstz)",
+        );
         only(&after(|s, _, _| s.modules.push("search".into())), Warn, Destination, "search");
         only(
             &after(|s, _, _| s.keyspace.push(Keyspace { db: 16, keys: 1, expires: 0, field_expires: 0 })),

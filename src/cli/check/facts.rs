@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::backfill::primary;
 use crate::config::Config;
 use crate::resp::value::Value;
-use crate::server::{Capabilities, Client, Clock, Endpoint, Keyspace};
+use crate::server::{Capabilities, Client, Clock, Endpoint, Events, Keyspace};
 use crate::{Result, Side};
 
 /// Everything that was found out.
@@ -69,6 +69,8 @@ pub(super) struct Server {
     pub(super) backlog: Option<u64>,
     pub(super) buffer_limit: Option<BufferLimit>,
     pub(super) databases: Option<u64>,
+    /// The keyspace notifications that it sends, if it tells.
+    pub(super) events: Option<Events>,
     pub(super) clock: Clock,
     pub(super) modules: Vec<String>,
     /// Commands that the gateway needs there and this user may not give.
@@ -126,11 +128,13 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         // kilobytes, with decimals
         input_rate: text("instantaneous_input_kbps").parse::<f64>().map_or(0, |kb| (kb * 1024.0) as u64),
         keyspace,
-        backlog: setting(&mut client, "repl-backlog-size").await?.and_then(|text| text.parse().ok()),
-        buffer_limit: setting(&mut client, "client-output-buffer-limit")
+        backlog: client.setting("repl-backlog-size").await?.and_then(|text| text.parse().ok()),
+        buffer_limit: client
+            .setting("client-output-buffer-limit")
             .await?
             .and_then(|text| buffer_limit(&text)),
-        databases: setting(&mut client, "databases").await?.and_then(|text| text.parse().ok()),
+        databases: client.setting("databases").await?.and_then(|text| text.parse().ok()),
+        events: Events::ask(&mut client).await?,
         clock,
         modules: modules(&client.call(&["MODULE", "LIST"]).await?),
         denied: denied(&mut client, &capabilities, endpoint.side).await?,
@@ -157,15 +161,6 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         found.replication_refused = handshake(endpoint, config).await?;
     }
     Ok(found)
-}
-
-/// A setting, unless the server keeps it to itself (managed servers refuse CONFIG).
-async fn setting(client: &mut Client, name: &str) -> Result<Option<String>> {
-    let reply = client.call(&["CONFIG", "GET", name]).await?;
-    Ok(match reply.into_array().as_deref() {
-        Some([_, value]) => value.as_str().map(str::to_owned),
-        _ => None,
-    })
 }
 
 async fn own_key(client: &mut Client, key: &str) -> Result<Option<String>> {
