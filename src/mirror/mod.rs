@@ -83,6 +83,7 @@ pub use map::Mapping;
 pub use position::{Direction, Mark, POSITION_KEY, Position, Reach};
 pub use select::Selection;
 pub(crate) use serve::make_writable;
+pub(crate) use transform::is_own;
 
 /// What a mirror is to do.
 #[derive(Debug, Clone)]

@@ -33,6 +33,8 @@ pub(super) use blocked::Blocked;
 use state::{Change, change};
 pub(super) use state::{State, redirect_at};
 
+/// Nobody is meant to listen there.
+const OWN_CHANNEL: &[u8] = b"crossfade:wait";
 /// Moves the offset that WAIT on this connection looks at.
 const ADVANCE: &[u8] = b"*3\r\n$7\r\nPUBLISH\r\n$14\r\ncrossfade:wait\r\n$0\r\n\r\n";
 /// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crossfade::cli::demo::connection::Connection;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -320,4 +321,36 @@ async fn h33_tracking_clients_are_told_to_forget_and_tracking_goes_on() {
     }
     let info = plain.ask(&["CLIENT", "TRACKINGINFO"]).await;
     assert!(info.contains("on") && !info.contains("bcast"), "{info}");
+}
+
+/// What the servers say of changed keys goes on behind a switch; where the other server would say less, that is told before.
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_keyspace_notifications_go_on_behind_a_switch() {
+    let all = ["--notify-keyspace-events", "KEA"];
+    let mut lab = Setup::new().source(&all).destination(&all).build().await;
+    let address = lab.gateway.address();
+    let mut subscriber = Connection::open(&address).await.unwrap();
+    subscriber.must(&["PSUBSCRIBE", "__keyevent@0__:*"]).await.unwrap();
+    let mut writer = Connection::open(&address).await.unwrap();
+    lab.mirror().await;
+    let plan =
+        async |lab: &Lab| lab.gateway.order("cutover", &json!({"dry_run": true})).await.unwrap().to_string();
+    assert!(!plan(&lab).await.contains("notify-keyspace-events"));
+    lab.destination.call(&["CONFIG", "SET", "notify-keyspace-events", "Ex"]).await.unwrap();
+    assert!(plan(&lab).await.contains("notify-keyspace-events $Kdeghlstz)"), "{}", plan(&lab).await);
+    lab.destination.call(&["CONFIG", "SET", "notify-keyspace-events", "KEA"]).await.unwrap();
+    for turn in 0..3 {
+        let key = format!("turn:{turn}");
+        writer.must(&["SET", &key, "1"]).await.unwrap();
+        writer.must(&["DEL", &key]).await.unwrap();
+        for event in ["set", "del"] {
+            let wanted = format!("[pmessage __keyevent@0__:* __keyevent@0__:{event} {key}]");
+            assert_eq!(subscriber.reply().await.unwrap().brief(), wanted);
+        }
+        if turn % 2 == 0 {
+            lab.cutover().await;
+        } else {
+            lab.rollback().await;
+        }
+    }
 }

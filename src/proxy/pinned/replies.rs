@@ -9,7 +9,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::blocked::is_nil;
-use super::{Expect, Fate, Pinned, Transaction};
+use super::{Expect, Fate, OWN_CHANNEL, Pinned, Transaction};
+use crate::mirror::is_own as is_own_key;
 use crate::proxy::cursors;
 use crate::proxy::session::{Core, Session};
 use crate::proxy::upstream::Identity;
@@ -200,8 +201,10 @@ impl Session {
         let asked_subscription = matches!(pinned.expects.front(), Some((Expect::Subscription { .. }, _)));
         let swallowed = matches!(pinned.expects.front(), Some((Expect::Swallow, _)));
         match classify(frame, asked_subscription || pinned.is_subscribed() || swallowed) {
-            Some(Push::Message) => {
-                self.send(frame);
+            Some(Push::Message { own }) => {
+                if !own {
+                    self.send(frame);
+                }
                 true
             }
             Some(Push::Confirmation { name, channel }) => {
@@ -251,8 +254,14 @@ impl Session {
 
 /// Messages that come unasked, and confirmations, by their first element.
 enum Push<'a> {
-    Message,
-    Confirmation { name: &'a [u8], channel: Option<&'a [u8]> },
+    /// `own`: it speaks of what the gateway itself does.
+    Message {
+        own: bool,
+    },
+    Confirmation {
+        name: &'a [u8],
+        channel: Option<&'a [u8]>,
+    },
 }
 
 fn bulk(buf: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -272,7 +281,25 @@ fn classify(frame: &[u8], pubsub: bool) -> Option<Push<'_>> {
     if name.ends_with(b"subscribe") {
         return Some(Push::Confirmation { name, channel: bulk(rest).map(|(channel, _)| channel) });
     }
-    (resp3 || name.ends_with(b"message")).then_some(Push::Message)
+    let is_message = name.ends_with(b"message");
+    (resp3 || is_message).then(|| Push::Message { own: is_message && is_own(name, rest) })
+}
+
+/// Whether a message is of the gateway's own making: keyspace notifications of its keys, and what lets WAIT move.
+fn is_own(name: &[u8], rest: &[u8]) -> bool {
+    let rest = if name == b"pmessage" { bulk(rest).map(|(_, rest)| rest) } else { Some(rest) };
+    let Some((channel, rest)) = rest.and_then(bulk) else { return false };
+    if channel == OWN_CHANNEL {
+        return true;
+    }
+    let key = if channel.starts_with(b"__keyevent@") {
+        bulk(rest).map(|(key, _)| key)
+    } else if channel.starts_with(b"__keyspace@") {
+        memchr::memmem::find(channel, b"__:").map(|at| &channel[at + 3..])
+    } else {
+        None
+    };
+    key.is_some_and(is_own_key)
 }
 
 /// The db of a queued `SELECT n`.
@@ -283,4 +310,38 @@ fn queued_select(raw: &[u8]) -> Option<u32> {
     }
     let (index, _) = bulk(raw.get(16..)?)?;
     std::str::from_utf8(index).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_gateway_does_is_heard_by_nobody() {
+        let own = |words: &[&str]| {
+            let mut frame = Vec::new();
+            crate::resp::write::command(&mut frame, words);
+            match classify(&frame, true) {
+                Some(Push::Message { own }) => own,
+                _ => panic!("{words:?} is a message"),
+            }
+        };
+        for words in [
+            &["pmessage", "*", "__keyevent@0__:set", "crossfade:position"][..],
+            &["message", "__keyevent@0__:set", "crossfade:position"],
+            &["pmessage", "__key*", "__keyspace@0__:crossfade:heartbeat:1", "set"],
+            &["pmessage", "*", "crossfade:wait", ""],
+        ] {
+            assert!(own(words), "{words:?}");
+        }
+        for words in [
+            &["pmessage", "*", "__keyevent@0__:set", "k"][..],
+            &["pmessage", "crossfade:*", "c", "crossfade:position"],
+            &["message", "crossfade:mine", "x"],
+            &["smessage", "c", "__keyevent@0__:set"],
+            &["message", "__keyspace@0__:k", "crossfade:"],
+        ] {
+            assert!(!own(words), "{words:?}");
+        }
+    }
 }
