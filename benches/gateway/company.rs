@@ -1,4 +1,4 @@
-//! What clients cost one another: thousands that are idle, one that moves large values.
+//! What clients cost one another: thousands that are idle, one that moves large values or runs slow scripts.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
 use crossfade::cli::demo::servers::Server;
+use crossfade::resp::write;
 use serde_json::json;
 
 use super::load::{CASES, case, redis_benchmark};
@@ -19,8 +20,6 @@ use super::{Args, machine, median, round};
 /// Clients that ask while one moves large values, and how often each does.
 const OTHERS: usize = 50;
 const EVERY: Duration = Duration::from_millis(10);
-/// The large value.
-const LARGE: usize = 50 << 20;
 
 fn front(dir: &std::path::Path, source: &Server) -> GatewayOptions {
     GatewayOptions::new(env!("CARGO_BIN_EXE_crossfade"), dir, &source.url(), "")
@@ -106,10 +105,51 @@ fn crowd(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     Ok(all)
 }
 
-/// GETs of 50 clients at a steady rate while another client sends and fetches 50 MiB values without a rest: on the
-/// server itself and through the gateway, interleaved.
+/// What the one client does, without a rest.
+#[derive(Debug, Clone, Copy)]
+enum Neighbour {
+    /// Sends and fetches values of 50 MiB by turns.
+    BothWays,
+    /// Fetches values of 100 MiB.
+    Fetches,
+    /// Sends values of 100 MiB.
+    Sends,
+    /// Runs scripts of some 10 ms.
+    Scripts,
+}
+
+impl Neighbour {
+    fn name(self) -> &'static str {
+        match self {
+            Self::BothWays => "fair",
+            Self::Fetches => "fair_fetches",
+            Self::Sends => "fair_sends",
+            Self::Scripts => "fair_scripts",
+        }
+    }
+
+    /// Bytes of a value.
+    fn size(self) -> usize {
+        match self {
+            Self::BothWays => 50 << 20,
+            Self::Fetches | Self::Sends => 100 << 20,
+            Self::Scripts => 0,
+        }
+    }
+}
+
+/// GETs of 50 clients at a steady rate beside each kind of neighbour.
 pub(crate) async fn fair(args: &Args) -> Result<()> {
     args.note(&machine());
+    for neighbour in [Neighbour::BothWays, Neighbour::Fetches, Neighbour::Sends, Neighbour::Scripts] {
+        beside(args, neighbour).await?;
+    }
+    Ok(())
+}
+
+/// GETs of 50 clients at a steady rate while another client keeps the server busy: on the server itself and through the
+/// gateway, interleaved.
+async fn beside(args: &Args, neighbour: Neighbour) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let source = Server::start(&dir.path().join("source"), &[]).await?;
     let gateway = Gateway::start(front(&dir.path().join("gateway"), &source)).await?;
@@ -125,7 +165,7 @@ pub(crate) async fn fair(args: &Args) -> Result<()> {
         for half in 0..2 {
             let is_gateway = (turn + half) % 2 == 1;
             let port = if is_gateway { through } else { source.port() };
-            let figures = mix(port, seconds).await?;
+            let figures = mix(port, neighbour, seconds).await?;
             pair[usize::from(is_gateway)] = figures[1];
             let rows = if is_gateway { &mut gatewayed } else { &mut direct };
             for (row, figure) in rows.iter_mut().zip(figures) {
@@ -134,7 +174,8 @@ pub(crate) async fn fair(args: &Args) -> Result<()> {
         }
         ratios.push(pair[1] / pair[0]);
         args.note(&format!(
-            "round {} of {}: p99 {:.0} and {:.0} µs",
+            "{}, round {} of {}: p99 {:.0} and {:.0} µs",
+            neighbour.name(),
             turn + 1,
             args.rounds,
             pair[0],
@@ -145,13 +186,13 @@ pub(crate) async fn fair(args: &Args) -> Result<()> {
         json!({
             "p50_us": median(&rows[0]).round(),
             "p99_us": median(&rows[1]).round(),
-            "large_values_per_second": round(median(&rows[2]), 1),
+            "neighbour_per_second": round(median(&rows[2]), 1),
         })
     };
     let document = json!({
-        "case": "fair",
+        "case": neighbour.name(),
         "others": OTHERS,
-        "large_bytes": LARGE,
+        "large_bytes": neighbour.size(),
         "direct": side(&direct),
         "gateway": side(&gatewayed),
         "p99_ratio": round(median(&ratios), 3),
@@ -161,13 +202,13 @@ pub(crate) async fn fair(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The mix on one port: p50 and p99 of the small GETs in microseconds, and how many large values moved per second.
-async fn mix(port: u16, seconds: f64) -> Result<[f64; 3]> {
+/// The mix on one port: p50 and p99 of the small GETs in microseconds, and how many commands of the neighbour per second.
+async fn mix(port: u16, neighbour: Neighbour, seconds: f64) -> Result<[f64; 3]> {
     let stop = Arc::new(AtomicBool::new(false));
     let moved = Arc::new(AtomicU64::new(0));
     let mover = {
         let (stop, moved) = (Arc::clone(&stop), Arc::clone(&moved));
-        std::thread::spawn(move || large_values(port, &stop, &moved))
+        std::thread::spawn(move || neighbour_of(neighbour, port, &stop, &moved))
     };
     let askers: Vec<_> = (0..OTHERS)
         .map(|number| {
@@ -188,35 +229,46 @@ async fn mix(port: u16, seconds: f64) -> Result<[f64; 3]> {
         let skip = of_one.len() / 5;
         times.extend_from_slice(&of_one[skip..]);
     }
-    mover.join().map_err(|_| anyhow::anyhow!("the client with large values panicked"))??;
+    mover.join().map_err(|_| anyhow::anyhow!("the neighbour panicked"))??;
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
     Ok([at(0.5), at(0.99), rate])
 }
 
-/// SET and GET of a large value by turns.
-fn large_values(port: u16, stop: &AtomicBool, moved: &AtomicU64) -> Result<()> {
+/// Does what the neighbour does until it is stopped.
+fn neighbour_of(kind: Neighbour, port: u16, stop: &AtomicBool, moved: &AtomicU64) -> Result<()> {
+    const SCRIPT: &[u8] = b"local x = 0 for i = 1, 1000000 do x = x + i end return x";
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    let mut set = format!("*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n${LARGE}\r\n").into_bytes();
-    set.resize(set.len() + LARGE, b'x');
-    set.extend_from_slice(b"\r\n");
+    let size = kind.size();
+    let (mut set, mut get, mut script) = (Vec::new(), Vec::new(), Vec::new());
+    write::command(&mut set, &[b"SET".as_slice(), b"large", &vec![b'x'; size]]);
+    write::command(&mut get, &["GET", "large"]);
+    write::command(&mut script, &[b"EVAL".as_slice(), SCRIPT, b"0"]);
+    let answer = size + format!("${size}\r\n\r\n").len();
+    let commands: &[(&[u8], usize)] = match kind {
+        Neighbour::BothWays => &[(&set, 5), (&get, answer)],
+        Neighbour::Fetches => &[(&get, answer)],
+        Neighbour::Sends => &[(&set, 5)],
+        Neighbour::Scripts => &[(&script, ":500000500000\r\n".len())],
+    };
     let mut buffer = vec![0; 256 * 1024];
-    while !stop.load(Ordering::Relaxed) {
-        stream.write_all(&set)?;
-        let ok = stream.read(&mut buffer)?;
-        if &buffer[..ok] != b"+OK\r\n" {
-            bail!("SET of a large value: {}", String::from_utf8_lossy(&buffer[..ok.min(80)]));
-        }
-        moved.fetch_add(1, Ordering::Relaxed);
-        stream.write_all(b"*2\r\n$3\r\nGET\r\n$5\r\nlarge\r\n")?;
-        let mut left = LARGE + format!("${LARGE}\r\n\r\n").len();
+    let mut ask = |command: &[u8], mut left: usize| -> Result<()> {
+        stream.write_all(command)?;
         while left > 0 {
             match stream.read(&mut buffer)? {
-                0 => bail!("the connection was closed in the middle of a large value"),
-                got => left -= got,
+                0 => bail!("the neighbour's connection was closed"),
+                got if buffer[0] == b'-' => bail!("{}", String::from_utf8_lossy(&buffer[..got.min(80)])),
+                got => left = left.checked_sub(got).context("a longer answer than expected")?,
             }
         }
-        moved.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    ask(&set, 5)?;
+    while !stop.load(Ordering::Relaxed) {
+        for (command, answer) in commands {
+            ask(command, *answer)?;
+            moved.fetch_add(1, Ordering::Relaxed);
+        }
     }
     Ok(())
 }

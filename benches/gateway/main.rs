@@ -18,7 +18,8 @@
 //!                                                        from the source's answer to the destination, beside 20,000 SETs
 //!                                                        a second for 60 s; then 5,000,000 SETs as fast as they go
 //! cargo bench --bench gateway -- --idle [--count N]      50 busy clients beside 10,000 idle ones, against 50 alone
-//! cargo bench --bench gateway -- --fair                  GET of 50 clients beside one that moves 50 MiB values
+//! cargo bench --bench gateway -- --fair                  GET of 50 clients beside one that moves values of 50 or 100 MiB, or runs
+//!                                                        slow scripts
 //! ```
 //! `redis-benchmark` makes the load; it and the servers run on the same cores, so ratios mean more than absolutes.
 //! Every round runs every target of a case once; over the rounds each of them comes as often at each place and behind each other.
