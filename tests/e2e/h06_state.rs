@@ -214,3 +214,26 @@ async fn h31_what_the_old_server_did_not_know_the_new_one_may() {
     other.must(&["RPUSH", "queue", "x"]).await.unwrap();
     assert_eq!(waits.reply().await.unwrap().brief(), "[queue x]");
 }
+
+/// A switch asks whether the other side takes the users that are connected, not those who were.
+#[tokio::test(flavor = "multi_thread")]
+async fn h06_a_user_who_has_gone_is_in_nobodys_way() {
+    let mut lab = Setup::new().build().await;
+    lab.source.call(&["ACL", "SETUSER", "guest", "on", ">pw", "~*", "+@all"]).await.unwrap();
+    let mut guest = Connection::open(&lab.gateway.address()).await.unwrap();
+    guest.must(&["AUTH", "guest", "pw"]).await.unwrap();
+    guest.must(&["SET", "k", "1"]).await.unwrap();
+    lab.mirror().await;
+    lab.expect_log("cutover aborted");
+    let refused = lab.gateway.cutover().await.unwrap_err().to_string();
+    assert!(refused.contains("does not take user guest") && refused.contains("WRONGPASS"), "{refused}");
+    guest.must(&["SET", "k", "2"]).await.unwrap();
+    drop(guest);
+    let mut other = Connection::open(&lab.gateway.address()).await.unwrap();
+    eventually("the guest has gone", async || {
+        text(&mut other, &["CLIENT", "LIST"]).await.lines().count() == 1
+    })
+    .await;
+    lab.cutover().await;
+    assert_eq!(text(&mut other, &["GET", "k"]).await, "2");
+}

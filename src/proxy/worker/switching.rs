@@ -1,6 +1,6 @@
 //! A worker's part in a switch: what it makes ready, holds, and lets go on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::proxy::Active;
 use crate::proxy::gate::{Busy, DrainReport, OpenReport, PrepareReport};
 use crate::proxy::moving::Recall;
 use crate::proxy::session::{Closing, Session};
-use crate::proxy::upstream::{Key, dial};
+use crate::proxy::upstream::{Identity, Key, dial};
 use crate::resp::value::Value;
 use crate::resp::write;
 use crate::server::Client;
@@ -25,16 +25,28 @@ pub(super) async fn prepare(
 ) -> std::result::Result<PrepareReport, String> {
     let deadline = tokio::time::Instant::from_std(deadline);
     let here = worker.active.get();
+    // Those of clients that are here: of a user who has gone the other side need not know.
+    let here_now: HashSet<Identity> = worker
+        .all_sessions()
+        .iter()
+        .filter_map(|session| Some(session.core.try_borrow().ok()?.identity.clone()))
+        .collect();
     let keys: Vec<Key> = worker
         .lanes
         .borrow()
         .values()
-        .filter(|lane| lane.key.side == here)
+        .filter(|lane| lane.key.side == here && here_now.contains(&lane.key.identity))
         .map(|lane| Key { side: to, ..lane.key.clone() })
         .collect();
     let lanes: Vec<_> = keys.iter().map(|key| worker.lane(key)).collect();
     for lane in &lanes {
-        lane.ready(deadline).await?;
+        lane.ready(deadline).await.map_err(|why| match &lane.key.identity.credentials {
+            Some(credentials) => {
+                let user = credentials.user.as_deref().unwrap_or(b"default");
+                format!("the {to} does not take user {} as it is now: {why}", String::from_utf8_lossy(user))
+            }
+            None => why,
+        })?;
     }
     // As many connections as sessions hold on the other side now.
     let mut wanted: HashMap<Key, usize> = HashMap::new();
