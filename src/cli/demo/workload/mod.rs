@@ -8,7 +8,7 @@
 //! - two keys in one transaction move together;
 //! - a value that only one client knows is what that client reads, never an older one, never another's;
 //! - shared counters, a shared list and a shared pair: sums of acknowledgements, order per client;
-//! - blocking readers (BLPOP, BLMOVE, XREADGROUP): each element exactly once, time-outs on time;
+//! - blocking readers (BLPOP, BLMOVE, BZPOPMIN, XREADGROUP, XREAD): each element exactly once, time-outs on time;
 //! - subscribers to channels, patterns and shard channels: each published message once;
 //! - tracking: what a client was not told to forget has not changed;
 //! - scans: every member that was there when a scan began is named by it;

@@ -1,6 +1,6 @@
 //! Two clients that work together: one gives numbered things away, the other waits for them.
 //!
-//! Through a queue (BLPOP, BLMOVE, XREADGROUP with BLOCK) or a channel (SUBSCRIBE, PSUBSCRIBE, SSUBSCRIBE). Each thing arrives
+//! Through a queue (BLPOP, BLMOVE, BZPOPMIN, XREADGROUP and XREAD with BLOCK) or a channel (SUBSCRIBE, PSUBSCRIBE, SSUBSCRIBE). Each thing arrives
 //! exactly once and in order. A reader whose connection is lost while it waits may have been given one thing that
 //! it never saw; only that many may be missing.
 
@@ -23,13 +23,15 @@ pub(super) enum Way {
     Group,
     Channel,
     Pattern,
+    Ranked,
+    Follow,
     Shard,
 }
 
 impl Way {
     /// What only newer servers have comes last.
-    pub(super) const ALL: [Way; 6] =
-        [Way::Pop, Way::Move, Way::Group, Way::Channel, Way::Pattern, Way::Shard];
+    pub(super) const ALL: [Way; 8] =
+        [Way::Pop, Way::Move, Way::Group, Way::Channel, Way::Pattern, Way::Ranked, Way::Follow, Way::Shard];
 
     fn name(self) -> &'static str {
         match self {
@@ -38,6 +40,8 @@ impl Way {
             Way::Group => "group",
             Way::Channel => "channel",
             Way::Pattern => "pattern",
+            Way::Ranked => "ranking",
+            Way::Follow => "stream",
             Way::Shard => "shard",
         }
     }
@@ -70,7 +74,7 @@ pub(super) struct Taker {
     seen: Vec<u64>,
     /// Waits whose outcome is unknown.
     unseen: u64,
-    last_group_id: Option<Vec<u8>>,
+    last_id: Option<Vec<u8>>,
 }
 
 pub(super) fn pair(index: usize, way: Way, giver: Link, taker: Link, plan: &Plan) -> (Giver, Taker) {
@@ -78,8 +82,7 @@ pub(super) fn pair(index: usize, way: Way, giver: Link, taker: Link, plan: &Plan
     let dice = Dice::new(plan.seed ^ (0xabcd_0000 + index as u64));
     let steps = Sequence::new();
     let giver = Giver { link: giver, way, index, key: key.clone(), dice: dice.clone(), steps };
-    let taker =
-        Taker { link: taker, way, index, key, dice, seen: Vec::new(), unseen: 0, last_group_id: None };
+    let taker = Taker { link: taker, way, index, key, dice, seen: Vec::new(), unseen: 0, last_id: None };
     (giver, taker)
 }
 
@@ -110,7 +113,8 @@ impl Giver {
         let element = format!("{}.{step}", self.index);
         match self.way {
             Way::Pop | Way::Move => self.link.queue(&["RPUSH", &self.key, &element]),
-            Way::Group => self.link.queue(&["XADD", &self.key, "*", "e", &element]),
+            Way::Ranked => self.link.queue(&["ZADD", &self.key, &step.to_string(), &element]),
+            Way::Group | Way::Follow => self.link.queue(&["XADD", &self.key, "*", "e", &element]),
             Way::Channel | Way::Pattern => self.link.queue(&["PUBLISH", &self.key, &element]),
             Way::Shard => self.link.queue(&["SPUBLISH", &self.key, &element]),
         }
@@ -187,7 +191,7 @@ impl Taker {
 
     /// What was given to this reader while its connection was lost.
     async fn pending(&mut self) {
-        let last = self.last_group_id.clone().unwrap_or_else(|| b"0".to_vec());
+        let last = self.last_id.clone().unwrap_or_else(|| b"0".to_vec());
         let name = &b"reader"[..];
         let command: [&[u8]; 9] = [
             b"XREADGROUP",
@@ -219,6 +223,14 @@ impl Taker {
         let done = format!("{}:done", self.key);
         let reply = match self.way {
             Way::Pop => self.link.blocking(&["BLPOP", &self.key, &seconds], limit).await,
+            Way::Ranked => self.link.blocking(&["BZPOPMIN", &self.key, &seconds], limit).await,
+            Way::Follow => {
+                let ms = limit.as_millis().to_string();
+                let last = self.last_id.clone().unwrap_or_else(|| b"0".to_vec());
+                let read: [&[u8]; 6] =
+                    [b"XREAD", b"BLOCK", ms.as_bytes(), b"STREAMS", self.key.as_bytes(), &last];
+                self.link.blocking(&read, limit).await
+            }
             Way::Move => {
                 self.link.blocking(&["BLMOVE", &self.key, &done, "LEFT", "RIGHT", &seconds], limit).await
             }
@@ -261,6 +273,10 @@ impl Taker {
                         [key, element] if key.bytes() == Some(self.key.as_bytes()) => self.got(element),
                         _ => self.strange(&reply),
                     },
+                    Way::Ranked => match reply.items() {
+                        [key, element, _] if key.bytes() == Some(self.key.as_bytes()) => self.got(element),
+                        _ => self.strange(&reply),
+                    },
                     Way::Move => self.got(&reply),
                     _ => self.got_entries(&reply),
                 }
@@ -278,7 +294,7 @@ impl Taker {
         for entry in entries.items().to_vec() {
             match entry.items() {
                 [id, fields] => {
-                    self.last_group_id = id.bytes().map(<[u8]>::to_vec);
+                    self.last_id = id.bytes().map(<[u8]>::to_vec);
                     match fields.items().get(1) {
                         Some(element) => self.got(&element.clone()),
                         None => self.strange(reply),
@@ -407,7 +423,11 @@ pub(super) async fn judge(giver: &Giver, taker: &Taker, server: &mut Connection)
             }
             found.extend(left.items().iter().map(step_of));
         }
-        Way::Group => {
+        Way::Ranked => {
+            let left = server.must(&["ZRANGE", key, "0", "-1"]).await?;
+            found.extend(left.items().iter().map(step_of));
+        }
+        Way::Group | Way::Follow => {
             let entries = server.must(&["XRANGE", key, "-", "+"]).await?;
             let element = |entry: &Reply| Some(step_of(entry.items().get(1)?.items().get(1)?));
             let stored: Vec<u64> = entries.items().iter().map(|e| element(e).unwrap_or(0)).collect();

@@ -75,6 +75,7 @@ enum Expect {
     Queued,
     Name,
     Echo(u64),
+    Replicas,
 }
 
 /// A value that only its writer knows; reads may not go back in time.
@@ -232,6 +233,7 @@ impl Solo {
             }
             18 => match self.dice.below(8) {
                 0 => self.send(&["CLIENT", "GETNAME"], Expect::Name),
+                1 => self.send(&["WAIT", "1", "20"], Expect::Replicas),
                 _ => {
                     let number = self.dice.next() >> 16;
                     self.send(&["ECHO", &format!("{}:{number}", self.index)], Expect::Echo(number));
@@ -364,6 +366,13 @@ impl Solo {
             Expect::Echo(number) => {
                 let own = format!("{}:{number}", self.index);
                 return if reply.bytes() == Some(own.as_bytes()) { Ok(()) } else { wrong(&own) };
+            }
+            Expect::Replicas => {
+                return if matches!(reply, Reply::Integer(0..)) {
+                    Ok(())
+                } else {
+                    wrong("a number of replicas")
+                };
             }
             Expect::Get => return self.check_read(reply),
             Expect::Set(step) => {
@@ -680,5 +689,6 @@ fn describe(expect: Expect) -> (&'static str, u64) {
         Expect::Queued => ("queued", 0),
         Expect::Name => ("name", 0),
         Expect::Echo(_) => ("echo", 0),
+        Expect::Replicas => ("wait", 0),
     }
 }
