@@ -52,3 +52,4 @@ mod repair;
 mod replica_load;
 mod throttle;
 mod tools;
+mod workers;
