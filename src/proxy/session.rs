@@ -163,6 +163,28 @@ impl Session {
         self.wake();
     }
 
+    /// Closes once what was answered has been written.
+    pub(super) fn close_after_replies(&self) {
+        if self.closing.get() == Closing::Open {
+            self.closing.set(Closing::AfterReplies);
+        }
+        self.wake();
+    }
+
+    /// Whether a client that says nothing is merely idle. One that is blocked, subscribed, a monitor or a replica waits for
+    /// others; all else that it holds on to is no reason to stay (`clientsCronHandleTimeout`).
+    pub(super) fn may_time_out(&self) -> bool {
+        let Ok(core) = self.core.try_borrow() else { return false };
+        let waits_for_others = core.pinned.as_ref().is_some_and(|pinned| {
+            pinned.owes()
+                || pinned.is_blocked()
+                || pinned.is_subscribed()
+                || pinned.monitor
+                || pinned.replica != Replica::No
+        });
+        self.inflight.get() == 0 && core.pending.is_none() && !waits_for_others
+    }
+
     /// Takes replies that a lane has read for this session.
     #[inline]
     pub(super) fn deliver(self: &Rc<Self>, bytes: &[u8], answered: u32, discard: bool, worker: &Worker) {
@@ -244,7 +266,7 @@ impl Session {
                 Ok(n) => {
                     out.advance(n);
                     turn += n;
-                    self.worker.count_out(n);
+                    self.note_output(n);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     self.write_blocked.set(true);
@@ -374,7 +396,7 @@ impl Session {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     out.advance(n);
                     self.note_moved(n);
-                    self.worker.count_out(n);
+                    self.note_output(n);
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
@@ -442,6 +464,16 @@ impl Session {
     fn note_input(&self, got: usize) {
         self.note_moved(got);
         self.worker.count_in(got);
+        self.note_active();
+    }
+
+    fn note_output(&self, sent: usize) {
+        self.worker.count_out(sent);
+        self.note_active();
+    }
+
+    /// As in Redis, a client is active when it is answered too: one that had to wait for long is not idle then.
+    fn note_active(&self) {
         self.entry.last_active.store(self.worker.clock_ms(&self.entry), Ordering::Relaxed);
     }
 

@@ -400,10 +400,11 @@ async fn tick(worker: std::rc::Weak<Worker>) {
         let now = worker.started.elapsed().as_millis() as u64;
         worker.clock.set(now);
         worker.company.look(Instant::now(), APART.replace(false));
-        if let Some(limit) = worker.options().listen.idle_timeout {
+        // Who waits at a closed gate is not idle.
+        if let Some(limit) = worker.options().listen.idle_timeout.filter(|_| !worker.gate_closed()) {
             for session in worker.all_sessions() {
                 let idle = worker.idle_ms(&session.entry);
-                if u128::from(idle) > limit.as_millis() && session.is_quiet() && !session.has_pinned() {
+                if u128::from(idle) > limit.as_millis() && session.may_time_out() {
                     session.close_now();
                 }
             }
