@@ -148,6 +148,7 @@ impl Session {
         if let Some(pinned) = pinned {
             self.release(*pinned);
         }
+        self.stream.borrow_mut().farewell();
     }
 
     /// Runs the session's task again.

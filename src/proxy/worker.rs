@@ -8,7 +8,8 @@ mod switching;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -472,10 +473,21 @@ async fn accept_unix(worker: Rc<Worker>, listener: std::os::unix::net::UnixListe
     }
 }
 
+/// Tells a client that there are too many.
+async fn refuse(mut stream: ClientStream) {
+    let told = async {
+        let line = [IoSlice::new(b"-ERR max number of clients reached\r\n")];
+        poll_fn(|cx| stream.poll_write(cx, &line)).await?;
+        poll_fn(|cx| stream.poll_flush(cx)).await
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+    stream.farewell();
+}
+
 fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String) {
     let registry = &worker.shared.registry;
     if registry.len() >= worker.options().listen.max_clients {
-        let _ = stream.try_write(&[std::io::IoSlice::new(b"-ERR max number of clients reached\r\n")]);
+        tokio::task::spawn_local(refuse(stream));
         return;
     }
     let entry = Arc::new(ClientEntry {
