@@ -74,6 +74,8 @@ pub(super) struct Core {
     pub(super) reply_mode: ReplyMode,
     /// Keys were watched on a side that is no longer active: the next EXEC answers nil.
     pub(super) watch_lost: bool,
+    /// The command in front could not be looked up: it goes to the server as it is.
+    pub(super) unnamed: bool,
     eof: bool,
     /// Since when something has waited at the closed gate.
     held_since: Option<Instant>,
@@ -129,6 +131,7 @@ impl Session {
                 pending: None,
                 reply_mode: ReplyMode::On,
                 watch_lost: false,
+                unnamed: false,
                 eof: false,
                 held_since: None,
             }),
@@ -604,6 +607,17 @@ impl Session {
             }
         }
         at
+    }
+
+    /// The command in front has been answered, and is not run.
+    pub(super) fn pass_front(&self, core: &mut Core) {
+        if let Ok(Some(frame)) = core.scanner.next(&core.input, &Limits::default()) {
+            core.input.advance(frame.len);
+            self.worker.count_commands(1);
+        }
+        if core.reply_mode == ReplyMode::Skip {
+            core.reply_mode = ReplyMode::On;
+        }
     }
 
     /// Sends a run of commands down the lane.

@@ -10,7 +10,9 @@ use super::handle::side_of;
 use super::local;
 use super::pinned::Pinned;
 use super::session::{Closing, Core, ReplyMode, Session};
-use super::upstream::{Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply};
+use super::upstream::{
+    Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply, stayed_away,
+};
 use super::worker::Worker;
 use crate::command::{self, Kind, Lane as Route, Pin, Spec, Switch};
 use crate::error::Error;
@@ -37,8 +39,8 @@ pub(super) enum Outcome {
     Scanned { reply: Result<Bytes, DialError>, discard: bool },
     /// The server's word on a command that the gateway answers, in a form that does nothing.
     Leave { args: Vec<Vec<u8>>, reply: Result<Bytes, DialError>, discard: bool },
-    /// An unknown command has been looked up.
-    LookedUp,
+    /// An unknown command has been looked up; or the server did not say what it is.
+    LookedUp(Result<bool, DialError>),
 }
 
 /// How a change of identity is answered.
@@ -80,6 +82,7 @@ impl Session {
             Some(spec) => Some(spec),
             None => match self.worker.shared.unknown.get(name) {
                 Some(learned) => learned,
+                None if std::mem::take(&mut core.unnamed) => None,
                 None => return self.look_up(core, name),
             },
         };
@@ -180,10 +183,7 @@ impl Session {
         let key = Key::new(self.worker.active.get(), core.identity.clone());
         let worker = Rc::clone(&self.worker);
         let name = name.to_vec();
-        core.pending = Some(Box::pin(async move {
-            look_up(&worker, &key, name).await;
-            Outcome::LookedUp
-        }));
+        core.pending = Some(Box::pin(async move { Outcome::LookedUp(look_up(&worker, &key, name).await) }));
         Step::Wait
     }
 
@@ -245,9 +245,10 @@ impl Session {
 
     /// Goes on after something was waited for.
     pub(super) fn settle(self: &Rc<Self>, core: &mut Core, outcome: Outcome) {
-        let quiet = core.reply_mode == ReplyMode::Off;
         match outcome {
-            Outcome::LookedUp => {}
+            Outcome::LookedUp(Ok(is_known)) => core.unnamed = !is_known,
+            // Its own connection answers for the server, and a transaction must hear of the command.
+            Outcome::LookedUp(Err(_)) if core.pinned.is_some() => core.unnamed = true,
             Outcome::Scanned { reply: Ok(reply), discard } => {
                 if reply.starts_with(b"-") {
                     self.worker.count_errors(1);
@@ -292,11 +293,13 @@ impl Session {
                 self.change_identity(core, identity);
                 self.worker.give_pooled(upstream);
             }
-            Outcome::Pinned(Err(DialError::Refused(line))) => {
-                if !quiet {
+            Outcome::Pinned(Err(DialError::Refused(line)))
+            | Outcome::LookedUp(Err(DialError::Refused(line))) => {
+                if self.wants_replies(core) {
                     self.send(&line);
                 }
                 self.worker.count_errors(1);
+                self.pass_front(core);
             }
             Outcome::Scanned { reply: Err(DialError::Refused(line)), discard }
             | Outcome::Leave { reply: Err(DialError::Refused(line)), discard, .. }
@@ -306,16 +309,27 @@ impl Session {
                 }
                 self.worker.count_errors(1);
             }
-            Outcome::Pinned(Err(DialError::Lost(error)))
-            | Outcome::Scanned { reply: Err(DialError::Lost(error)), .. }
-            | Outcome::Leave { reply: Err(DialError::Lost(error)), .. }
-            | Outcome::Identity { dialled: Err(DialError::Lost(error)), .. } => {
-                tracing::warn!(client = %self.entry.addr, "a client was closed, since its server stayed away: {error}");
-                self.closing.set(Closing::Now);
+            Outcome::Pinned(Err(DialError::Lost(error))) | Outcome::LookedUp(Err(DialError::Lost(error))) => {
+                self.give_up(&error, !self.wants_replies(core));
+                self.pass_front(core);
+            }
+            Outcome::Scanned { reply: Err(DialError::Lost(error)), discard }
+            | Outcome::Leave { reply: Err(DialError::Lost(error)), discard, .. }
+            | Outcome::Identity { dialled: Err(DialError::Lost(error)), discard, .. } => {
+                self.give_up(&error, discard);
             }
         }
         if self.worker.gate_closed() {
             self.worker.progress.notify_one();
+        }
+    }
+
+    /// The server stayed away for longer than a command waits.
+    fn give_up(&self, error: &Error, discard: bool) {
+        tracing::warn!(client = %self.entry.addr, "a command was not run, since its server stayed away: {error}");
+        self.worker.count_errors(1);
+        if !discard {
+            self.send(&stayed_away(error.side, self.worker.options().reconnect_wait));
         }
     }
 }
@@ -358,14 +372,16 @@ fn hello_reply(raw: &[u8], id: u64, proto: Proto) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// COMMAND INFO; a server that cannot be asked leaves the command unknown, and its error is the reply.
-async fn look_up(worker: &Worker, key: &Key, name: Vec<u8>) {
+/// COMMAND INFO; whether the server answered it. Without an answer the command stays unknown for this time: a user may not
+/// be allowed to ask.
+async fn look_up(worker: &Worker, key: &Key, name: Vec<u8>) -> Result<bool, DialError> {
     let mut command = BytesMut::new();
     write::command(&mut command, &[b"COMMAND".as_slice(), b"INFO", &name]);
-    let answer = ask_aside(worker, key, &command).await.ok();
-    let reply = answer.and_then(|answer| value::decode(&answer).ok().flatten());
-    let reply = reply.map_or_else(|| Value::Array(Vec::new()), |(value, _)| value);
-    worker.shared.unknown.learn(&name, &reply);
+    let answer = ask_aside(worker, key, &command).await?;
+    if let Ok(Some((reply, _))) = value::decode(&answer) {
+        worker.shared.unknown.learn(&name, &reply);
+    }
+    Ok(worker.shared.unknown.get(&name).is_some())
 }
 
 /// One command that changes nothing, and its reply, on a connection of the pool; once more on a new one if that broke.

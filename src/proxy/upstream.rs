@@ -83,6 +83,15 @@ impl std::fmt::Display for DialError {
     }
 }
 
+/// What a client is told whose command was not run, since its server stayed away for longer than commands wait.
+pub(super) fn stayed_away(side: Side, wait: Duration) -> Vec<u8> {
+    let mut out = Vec::new();
+    let text =
+        format!("ERR the {side} could not be reached within {wait:?}; the command was not run, try again");
+    write::error(&mut out, text);
+    out
+}
+
 fn side(active: Active) -> Side {
     match active {
         Active::Source => Side::Source,
