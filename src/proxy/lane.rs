@@ -501,6 +501,7 @@ async fn run(lane: Rc<Lane>) {
         let failure = match dialled {
             Ok(upstream) if upstream.loading && patient => "the server is loading its data".to_owned(),
             Ok(upstream) => {
+                worker.note_anonymous(&upstream);
                 lane.up.set(true);
                 *lane.refusal.borrow_mut() = None;
                 lane.changed.notify_waiters();

@@ -529,7 +529,8 @@ impl Session {
             pinned.relay(data);
             return data.len();
         }
-        let limits = Limits::default();
+        let stranger = core.identity.credentials.is_none() && !self.worker.anonymous.get();
+        let limits = if stranger { Limits::unauthenticated() } else { Limits::default() };
         let mut at = 0;
         // The run of commands that goes down the lane in one piece: from `run` to `at`.
         let (mut run, mut count) = (0, 0u32);
@@ -542,6 +543,10 @@ impl Session {
                     self.hand_out(core, &data[run..at], &mut count);
                     if self.inflight.get() > 0 || core.pinned.as_ref().is_some_and(|pinned| pinned.owes()) {
                         // What was asked before is answered before the error; the bytes are looked at again then.
+                        return at;
+                    }
+                    if stranger && error.text.starts_with("unauthenticated") {
+                        self.ask_whether_locked(core, error);
                         return at;
                     }
                     self.reply(|out| write::error(out, format!("ERR {error}")));

@@ -16,7 +16,7 @@ use super::upstream::{
 use super::worker::Worker;
 use crate::command::{self, Kind, Lane as Route, Pin, Spec, Switch};
 use crate::error::Error;
-use crate::resp::scan::{Frame, split_inline};
+use crate::resp::scan::{Frame, ProtocolError, split_inline};
 use crate::resp::value::{self, Value};
 use crate::resp::write::{self, Proto};
 
@@ -41,6 +41,8 @@ pub(super) enum Outcome {
     Leave { args: Vec<Vec<u8>>, reply: Result<Bytes, DialError>, discard: bool },
     /// An unknown command has been looked up; or the server did not say what it is.
     LookedUp(Result<bool, DialError>),
+    /// A client that has not authenticated has asked for more than a stranger may; a connection of such a client.
+    Stranger { error: ProtocolError, dialled: Result<Upstream, DialError> },
 }
 
 /// How a change of identity is answered.
@@ -187,6 +189,17 @@ impl Session {
         Step::Wait
     }
 
+    /// Asks the server whether it wants a password from a client that sent `error` without one: what is known may be old.
+    pub(super) fn ask_whether_locked(self: &Rc<Self>, core: &mut Core, error: ProtocolError) {
+        let key = Key::new(self.worker.active.get(), Identity::default());
+        let worker = Rc::clone(&self.worker);
+        core.pending = Some(Box::pin(async move {
+            let wait = worker.options().reconnect_wait;
+            let dialled = dial_patiently(worker.options(), &key, false, wait).await;
+            Outcome::Stranger { error, dialled }
+        }));
+    }
+
     /// A step of a scan, on a connection of its own for as long as it takes: its reply is changed.
     fn scan(self: &Rc<Self>, core: &mut Core, args: &[&[u8]], at: usize) -> Step {
         if self.inflight.get() > 0 {
@@ -249,6 +262,18 @@ impl Session {
             Outcome::LookedUp(Ok(is_known)) => core.unnamed = !is_known,
             // Its own connection answers for the server, and a transaction must hear of the command.
             Outcome::LookedUp(Err(_)) if core.pinned.is_some() => core.unnamed = true,
+            Outcome::Stranger { dialled: Ok(upstream), .. } if !upstream.locked => {
+                self.worker.note_anonymous(&upstream);
+                self.worker.give_pooled(upstream);
+            }
+            Outcome::Stranger { dialled: Err(DialError::Lost(error)), .. } => {
+                self.give_up(&error, false);
+                self.closing.set(Closing::AfterReplies);
+            }
+            Outcome::Stranger { error, .. } => {
+                self.reply(|out| write::error(out, format!("ERR {error}")));
+                self.closing.set(Closing::AfterReplies);
+            }
             Outcome::Scanned { reply: Ok(reply), discard } => {
                 if reply.starts_with(b"-") {
                     self.worker.count_errors(1);

@@ -63,6 +63,8 @@ pub(super) struct Upstream {
     pub(super) hello: Option<Bytes>,
     /// The server said that it is loading its data.
     pub(super) loading: bool,
+    /// The server said that it wants a password first.
+    pub(super) locked: bool,
 }
 
 /// Why a connection could not be had.
@@ -160,7 +162,8 @@ async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstr
         )
     };
     stream.write_all(&out).await.map_err(lost)?;
-    let mut upstream = Upstream { stream, key: key.clone(), client_id: 0, hello: None, loading: false };
+    let mut upstream =
+        Upstream { stream, key: key.clone(), client_id: 0, hello: None, loading: false, locked: false };
     let mut buf = BytesMut::with_capacity(4096);
     for step in steps {
         let reply = read_reply(&mut upstream.stream, &mut buf).await.map_err(lost)?;
@@ -178,7 +181,10 @@ async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstr
                     .and_then(|text| text.trim().parse().ok())
                     .unwrap_or(0);
             }
-            Answer::Ping => upstream.loading = reply.starts_with(b"-LOADING"),
+            Answer::Ping => {
+                upstream.loading = reply.starts_with(b"-LOADING");
+                upstream.locked = reply.starts_with(b"-NOAUTH");
+            }
             Answer::Ok | Answer::Id => {}
         }
     }

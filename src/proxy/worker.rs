@@ -95,6 +95,8 @@ pub(super) struct Worker {
     /// The epoch of the switch that made `active` so. When it changes, sessions look up their lane again.
     pub(super) epoch: Cell<u64>,
     gate_closed: Cell<bool>,
+    /// The active side takes commands from clients that have not authenticated, as far as it is known.
+    pub(super) anonymous: Cell<bool>,
     lanes: RefCell<HashMap<Key, Rc<Lane>>>,
     pool: RefCell<HashMap<Key, Vec<Upstream>>>,
     sessions: RefCell<HashMap<u64, Rc<Session>>>,
@@ -198,6 +200,13 @@ impl Worker {
         let mut lanes = self.lanes.borrow_mut();
         if lanes.get(&lane.key).is_some_and(|known| Rc::ptr_eq(known, lane)) {
             lanes.remove(&lane.key);
+        }
+    }
+
+    /// Takes note of what the server thinks of a connection that was just opened.
+    pub(super) fn note_anonymous(&self, upstream: &Upstream) {
+        if upstream.key.identity.credentials.is_none() && upstream.key.side == self.active.get() {
+            self.anonymous.set(!upstream.locked);
         }
     }
 
@@ -334,6 +343,7 @@ async fn run(
         company: Company::new(shared.counters.len() == 1),
         shared,
         gate_closed: Cell::new(false),
+        anonymous: Cell::new(false),
         lanes: RefCell::default(),
         pool: RefCell::default(),
         sessions: RefCell::default(),

@@ -45,6 +45,7 @@ mod h51_h52_running;
 mod heartbeat;
 mod journal_limit;
 mod large_values;
+mod limits;
 mod map;
 mod one_node;
 mod redis_rs;

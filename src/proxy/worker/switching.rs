@@ -242,6 +242,7 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
     if worker.active.get() != active {
         worker.active.set(active);
         worker.epoch.set(epoch);
+        worker.anonymous.set(false);
     }
     worker.gate_closed.set(false);
     let stale: Vec<_> =
