@@ -51,6 +51,7 @@ mod one_node;
 mod redis_rs;
 mod repair;
 mod replica_load;
+mod restarts;
 mod throttle;
 mod tools;
 mod workers;
