@@ -12,9 +12,6 @@ use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 use crate::server::Stream;
 
-/// How long one attempt to connect and authenticate may take.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What a client authenticated with, as it sent it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Credentials {
@@ -103,10 +100,12 @@ fn side(active: Active) -> Side {
 
 /// Opens a connection for `key`. `hello`: send HELLO even for RESP2, to have the server's answer.
 pub(super) async fn dial(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstream, DialError> {
-    match tokio::time::timeout(DIAL_TIMEOUT, attempt(options, key, hello)).await {
+    let within = options.connect_timeout;
+    match tokio::time::timeout(within, attempt(options, key, hello)).await {
         Ok(outcome) => outcome,
         Err(_) => {
-            Err(DialError::Lost(Error::passing(side(key.side), "no answer to a new connection in 5 s")))
+            let text = format!("no answer to a new connection in {within:?}");
+            Err(DialError::Lost(Error::passing(side(key.side), text)))
         }
     }
 }
@@ -115,7 +114,7 @@ async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstr
     let endpoint = options
         .endpoint(key.side)
         .ok_or_else(|| DialError::Lost(Error::new(side(key.side), "no such server is configured")))?;
-    let mut stream = endpoint.connect(DIAL_TIMEOUT).await.map_err(DialError::Lost)?;
+    let mut stream = endpoint.connect(options.connect_timeout).await.map_err(DialError::Lost)?;
     let identity = &key.identity;
     let mut out = BytesMut::new();
     let mut steps = Vec::new();

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::support::proxy::{Rules, Way};
 use crate::support::resp3::Client;
 use crate::support::{Lab, Setup, eventually};
 
@@ -411,6 +412,34 @@ async fn limits_reconnect_wait_runs_out() {
     }
     assert_eq!(clients[0].ask(&["GET", "count"]).await, "6");
     assert_eq!(quiet.ask(&["GET", "k"]).await, "nil");
+}
+
+/// A server that takes connections and says nothing, as behind a firewall that drops everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_connect_timeout() {
+    let config = "[server]\nconnect_timeout = \"300ms\"\nreconnect_wait = \"300ms\"\n";
+    let mut lab = Setup::new().proxies().config(config).build().await;
+    lab.expect_log("stayed away");
+    let mut known = open(&lab).await;
+    assert_eq!(known.ask(&["SET", "k", "1"]).await, "OK");
+    let proxy = lab.source_proxy.as_ref().unwrap();
+    for way in [Way::Up, Way::Down] {
+        proxy.rules(way, Rules { black_hole: true, ..Rules::default() });
+    }
+    proxy.cut();
+    let mut new = open(&lab).await;
+    for command in [&["GET", "k"][..], &["BLPOP", "queue", "1"]] {
+        for client in [&mut known, &mut new] {
+            let began = Instant::now();
+            let reply = client.ask(command).await;
+            assert!(reply.starts_with("-ERR the source could not be reached within 300ms"), "{reply}");
+            assert!(began.elapsed() < Duration::from_secs(4), "{command:?}: {:?}", began.elapsed());
+        }
+    }
+    proxy.heal();
+    for client in [&mut known, &mut new] {
+        eventually("the source is there again", async || client.ask(&["GET", "k"]).await == "1").await;
+    }
 }
 
 /// A server that refuses a client's new connection says so once, and its session goes on.
