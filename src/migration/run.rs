@@ -70,6 +70,7 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
         destination: config.destination.clone(),
         active: line.active.into(),
         epoch: line.epoch,
+        connect_timeout: config.server.connect_timeout,
         reconnect_wait: config.server.reconnect_wait,
     })?;
     tracing::info!(

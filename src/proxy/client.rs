@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -50,6 +50,15 @@ impl ClientStream {
             ClientStream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             ClientStream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             ClientStream::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, slices),
+        }
+    }
+
+    /// Tells the other side of TLS that nothing more comes, if the socket takes it at once: without it, whatever was said last
+    /// may as well have been cut off.
+    pub(super) fn farewell(&mut self) {
+        if let ClientStream::Tls(stream) = self {
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(stream.as_mut()).poll_shutdown(&mut cx);
         }
     }
 

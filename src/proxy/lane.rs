@@ -13,7 +13,8 @@
 //! both sides spend far fewer system calls on a command. A lane to a server far away does not wait.
 //!
 //! When the connection is lost, entries of which any byte was written have an unknown outcome: their
-//! sessions are closed and the rest of a half-written entry is dropped. The others wait for the next connection.
+//! sessions are closed and the rest of a half-written entry is dropped. The others wait for the next connection, and when it
+//! does not come within `server.reconnect_wait` they get an error.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -29,9 +30,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::handle::side_of;
 use super::outbuf::{OutBuf, SLICES, TURN};
 use super::session::Session;
-use super::upstream::{DialError, Key, dial};
+use super::upstream::{DialError, Key, dial, stayed_away};
 use super::worker::{Worker, later, side_by_side};
 use crate::resp::scan::ReplyScanner;
 use crate::server::Stream;
@@ -458,8 +460,8 @@ impl Lane {
         }
     }
 
-    /// Closes every session that waits on this lane.
-    fn give_up(&self) {
+    /// Answers every command that waits on this lane with `line`.
+    fn give_up(&self, worker: &Worker, line: &[u8], closes: bool) {
         let entries: Vec<_> = self.fifo.borrow_mut().drain(..).collect();
         let waiting = self.out.borrow().len();
         self.out.borrow_mut().advance(waiting);
@@ -467,8 +469,14 @@ impl Lane {
         self.front_start.set(self.appended.get());
         self.batch_end.set(self.appended.get());
         for entry in entries {
-            entry.session.close_now();
+            let replies = entry.replies;
+            worker.count_errors(u64::from(replies));
+            entry.session.deliver(&line.repeat(replies as usize), replies, entry.discard, worker);
+            if closes {
+                entry.session.close_after_replies();
+            }
         }
+        worker.flush_dirty();
     }
 }
 
@@ -493,6 +501,7 @@ async fn run(lane: Rc<Lane>) {
         let failure = match dialled {
             Ok(upstream) if upstream.loading && patient => "the server is loading its data".to_owned(),
             Ok(upstream) => {
+                worker.note_anonymous(&upstream);
                 lane.up.set(true);
                 *lane.refusal.borrow_mut() = None;
                 lane.changed.notify_waiters();
@@ -517,10 +526,11 @@ async fn run(lane: Rc<Lane>) {
                 continue;
             }
             Err(DialError::Refused(line)) => {
-                // The credentials or the db were right once. Those who wait are told what the server says.
+                // The credentials or the db were right once. Those who wait are told what the server says, and closed: a
+                // client authenticates when it connects.
                 let text = String::from_utf8_lossy(&line).trim().to_owned();
                 *lane.refusal.borrow_mut() = Some(text.clone());
-                lane.give_up();
+                lane.give_up(&worker, &line, true);
                 text
             }
             Err(DialError::Lost(error)) => error.to_string(),
@@ -528,9 +538,9 @@ async fn run(lane: Rc<Lane>) {
         lane.changed.notify_waiters();
         if !patient {
             if !lane.is_idle() {
-                tracing::warn!(side = %lane.key.side, "clients were closed, since their server stayed away: {failure}");
+                tracing::warn!(side = %lane.key.side, "commands were not run, since their server stayed away: {failure}");
             }
-            lane.give_up();
+            lane.give_up(&worker, &stayed_away(side_of(lane.key.side), patience), false);
         }
         worker.drained();
         if lane.retired.get() || (lane.is_idle() && Rc::strong_count(&lane) <= 2) {

@@ -130,7 +130,9 @@ pub struct ProxyOptions {
     pub active: Active,
     /// The epoch at the start: the number of the latest switch.
     pub epoch: u64,
-    /// How long a command waits for a lost server before its client is closed.
+    /// How long one attempt to connect and authenticate may take.
+    pub connect_timeout: Duration,
+    /// How long a command waits for a lost server before its client gets an error.
     pub reconnect_wait: Duration,
 }
 

@@ -85,6 +85,8 @@ pub(super) struct Core {
     pub(super) watch_lost: bool,
     /// What the server has said to a client without a password.
     pub(super) admission: Admission,
+    /// The command in front could not be looked up: it goes to the server as it is.
+    pub(super) unnamed: bool,
     eof: bool,
     /// Since when something has waited at the closed gate.
     held_since: Option<Instant>,
@@ -141,6 +143,7 @@ impl Session {
                 reply_mode: ReplyMode::On,
                 watch_lost: false,
                 admission: Admission::Unasked,
+                unnamed: false,
                 eof: false,
                 held_since: None,
             }),
@@ -160,6 +163,7 @@ impl Session {
         if let Some(pinned) = pinned {
             self.release(*pinned);
         }
+        self.stream.borrow_mut().farewell();
     }
 
     /// Runs the session's task again.
@@ -173,6 +177,28 @@ impl Session {
     pub(super) fn close_now(&self) {
         self.closing.set(Closing::Now);
         self.wake();
+    }
+
+    /// Closes once what was answered has been written.
+    pub(super) fn close_after_replies(&self) {
+        if self.closing.get() == Closing::Open {
+            self.closing.set(Closing::AfterReplies);
+        }
+        self.wake();
+    }
+
+    /// Whether a client that says nothing is merely idle. One that is blocked, subscribed, a monitor or a replica waits for
+    /// others; all else that it holds on to is no reason to stay (`clientsCronHandleTimeout`).
+    pub(super) fn may_time_out(&self) -> bool {
+        let Ok(core) = self.core.try_borrow() else { return false };
+        let waits_for_others = core.pinned.as_ref().is_some_and(|pinned| {
+            pinned.owes()
+                || pinned.is_blocked()
+                || pinned.is_subscribed()
+                || pinned.state.monitors()
+                || pinned.replica != Replica::No
+        });
+        self.inflight.get() == 0 && core.pending.is_none() && !waits_for_others
     }
 
     /// Takes replies that a lane has read for this session.
@@ -256,7 +282,7 @@ impl Session {
                 Ok(n) => {
                     out.advance(n);
                     turn += n;
-                    self.worker.count_out(n);
+                    self.note_output(n);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     self.write_blocked.set(true);
@@ -386,7 +412,7 @@ impl Session {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     out.advance(n);
                     self.note_moved(n);
-                    self.worker.count_out(n);
+                    self.note_output(n);
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
@@ -454,6 +480,16 @@ impl Session {
     fn note_input(&self, got: usize) {
         self.note_moved(got);
         self.worker.count_in(got);
+        self.note_active();
+    }
+
+    fn note_output(&self, sent: usize) {
+        self.worker.count_out(sent);
+        self.note_active();
+    }
+
+    /// As in Redis, a client is active when it is answered too: one that had to wait for long is not idle then.
+    fn note_active(&self) {
         self.entry.last_active.store(self.worker.clock_ms(&self.entry), Ordering::Relaxed);
     }
 
@@ -505,7 +541,8 @@ impl Session {
             pinned.relay(data);
             return data.len();
         }
-        let limits = Limits::default();
+        let stranger = core.identity.credentials.is_none() && !self.worker.anonymous.get();
+        let limits = if stranger { Limits::unauthenticated() } else { Limits::default() };
         let mut at = 0;
         // The run of commands that goes down the lane in one piece: from `run` to `at`.
         let (mut run, mut count) = (0, 0u32);
@@ -518,6 +555,10 @@ impl Session {
                     self.hand_out(core, &data[run..at], &mut count);
                     if self.inflight.get() > 0 || core.pinned.as_ref().is_some_and(|pinned| pinned.owes()) {
                         // What was asked before is answered before the error; the bytes are looked at again then.
+                        return at;
+                    }
+                    if stranger && error.text.starts_with("unauthenticated") {
+                        self.ask_whether_locked(core, error);
                         return at;
                     }
                     self.reply(|out| write::error(out, format!("ERR {error}")));
@@ -583,6 +624,17 @@ impl Session {
             }
         }
         at
+    }
+
+    /// The command in front has been answered, and is not run.
+    pub(super) fn pass_front(&self, core: &mut Core) {
+        if let Ok(Some(frame)) = core.scanner.next(&core.input, &Limits::default()) {
+            core.input.advance(frame.len);
+            self.worker.count_commands(1);
+        }
+        if core.reply_mode == ReplyMode::Skip {
+            core.reply_mode = ReplyMode::On;
+        }
     }
 
     /// Sends a run of commands down the lane.

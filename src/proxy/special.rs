@@ -11,11 +11,13 @@ use super::handle::side_of;
 use super::local;
 use super::pinned::Pinned;
 use super::session::{Admission, Closing, Core, ReplyMode, Session};
-use super::upstream::{Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply};
+use super::upstream::{
+    Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply, stayed_away,
+};
 use super::worker::Worker;
 use crate::command::{self, Kind, Lane as Route, Pin, Spec, Switch};
 use crate::error::Error;
-use crate::resp::scan::{Frame, split_inline};
+use crate::resp::scan::{Frame, ProtocolError, split_inline};
 use crate::resp::value::{self, Value};
 use crate::resp::write::{self, Proto};
 
@@ -42,8 +44,10 @@ pub(super) enum Outcome {
     Leave { args: Vec<Vec<u8>>, reply: Result<Bytes, DialError>, discard: bool },
     /// The server's word on a client that has given no password.
     Admission(Result<Bytes, DialError>),
-    /// An unknown command has been looked up.
-    LookedUp,
+    /// An unknown command has been looked up; or the server did not say what it is.
+    LookedUp(Result<bool, DialError>),
+    /// A client that has not authenticated has asked for more than a stranger may; a connection of such a client.
+    Stranger { error: ProtocolError, dialled: Result<Upstream, DialError> },
 }
 
 /// How a change of identity is answered.
@@ -85,6 +89,7 @@ impl Session {
             Some(spec) => Some(spec),
             None => match self.worker.shared.unknown.get(name) {
                 Some(learned) => learned,
+                None if std::mem::take(&mut core.unnamed) => None,
                 None => return self.look_up(core, name),
             },
         };
@@ -188,11 +193,19 @@ impl Session {
         let key = Key::new(self.worker.active.get(), core.identity.clone());
         let worker = Rc::clone(&self.worker);
         let name = name.to_vec();
-        core.pending = Some(Box::pin(async move {
-            look_up(&worker, &key, name).await;
-            Outcome::LookedUp
-        }));
+        core.pending = Some(Box::pin(async move { Outcome::LookedUp(look_up(&worker, &key, name).await) }));
         Step::Wait
+    }
+
+    /// Asks the server whether it wants a password from a client that sent `error` without one: what is known may be old.
+    pub(super) fn ask_whether_locked(self: &Rc<Self>, core: &mut Core, error: ProtocolError) {
+        let key = Key::new(self.worker.active.get(), Identity::default());
+        let worker = Rc::clone(&self.worker);
+        core.pending = Some(Box::pin(async move {
+            let wait = worker.options().reconnect_wait;
+            let dialled = dial_patiently(worker.options(), &key, false, wait).await;
+            Outcome::Stranger { error, dialled }
+        }));
     }
 
     /// A step of a scan, on a connection of its own for as long as it takes: its reply is changed.
@@ -281,14 +294,27 @@ impl Session {
 
     /// Goes on after something was waited for.
     pub(super) fn settle(self: &Rc<Self>, core: &mut Core, outcome: Outcome) {
-        let quiet = core.reply_mode == ReplyMode::Off;
         match outcome {
-            Outcome::LookedUp => {}
             Outcome::Admission(Ok(line)) if !line.starts_with(b"-NOAUTH") => {
                 core.admission = Admission::Granted
             }
             Outcome::Admission(Ok(line) | Err(DialError::Refused(line))) => {
                 core.admission = Admission::Denied(line)
+            }
+            Outcome::LookedUp(Ok(is_known)) => core.unnamed = !is_known,
+            // Its own connection answers for the server, and a transaction must hear of the command.
+            Outcome::LookedUp(Err(_)) if core.pinned.is_some() => core.unnamed = true,
+            Outcome::Stranger { dialled: Ok(upstream), .. } if !upstream.locked => {
+                self.worker.note_anonymous(&upstream);
+                self.worker.give_pooled(upstream);
+            }
+            Outcome::Stranger { dialled: Err(DialError::Lost(error)), .. } => {
+                self.give_up(&error, false);
+                self.closing.set(Closing::AfterReplies);
+            }
+            Outcome::Stranger { error, .. } => {
+                self.reply(|out| write::error(out, format!("ERR {error}")));
+                self.closing.set(Closing::AfterReplies);
             }
             Outcome::Answered { reply: Ok(reply), discard } => {
                 if reply.starts_with(b"-") {
@@ -334,11 +360,13 @@ impl Session {
                 self.change_identity(core, identity);
                 self.worker.give_pooled(upstream);
             }
-            Outcome::Pinned(Err(DialError::Refused(line))) => {
-                if !quiet {
+            Outcome::Pinned(Err(DialError::Refused(line)))
+            | Outcome::LookedUp(Err(DialError::Refused(line))) => {
+                if self.wants_replies(core) {
                     self.send(&line);
                 }
                 self.worker.count_errors(1);
+                self.pass_front(core);
             }
             Outcome::Answered { reply: Err(DialError::Refused(line)), discard }
             | Outcome::Leave { reply: Err(DialError::Refused(line)), discard, .. }
@@ -350,15 +378,27 @@ impl Session {
             }
             Outcome::Pinned(Err(DialError::Lost(error)))
             | Outcome::Admission(Err(DialError::Lost(error)))
-            | Outcome::Answered { reply: Err(DialError::Lost(error)), .. }
-            | Outcome::Leave { reply: Err(DialError::Lost(error)), .. }
-            | Outcome::Identity { dialled: Err(DialError::Lost(error)), .. } => {
-                tracing::warn!(client = %self.entry.addr, "a client was closed, since its server stayed away: {error}");
-                self.closing.set(Closing::Now);
+            | Outcome::LookedUp(Err(DialError::Lost(error))) => {
+                self.give_up(&error, !self.wants_replies(core));
+                self.pass_front(core);
+            }
+            Outcome::Answered { reply: Err(DialError::Lost(error)), discard }
+            | Outcome::Leave { reply: Err(DialError::Lost(error)), discard, .. }
+            | Outcome::Identity { dialled: Err(DialError::Lost(error)), discard, .. } => {
+                self.give_up(&error, discard);
             }
         }
         if self.worker.gate_closed() {
             self.worker.progress.notify_one();
+        }
+    }
+
+    /// The server stayed away for longer than a command waits.
+    fn give_up(&self, error: &Error, discard: bool) {
+        tracing::warn!(client = %self.entry.addr, "a command was not run, since its server stayed away: {error}");
+        self.worker.count_errors(1);
+        if !discard {
+            self.send(&stayed_away(error.side, self.worker.options().reconnect_wait));
         }
     }
 }
@@ -401,14 +441,16 @@ fn hello_reply(raw: &[u8], id: u64, proto: Proto) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// COMMAND INFO; a server that cannot be asked leaves the command unknown, and its error is the reply.
-async fn look_up(worker: &Worker, key: &Key, name: Vec<u8>) {
+/// COMMAND INFO; whether the server answered it. Without an answer the command stays unknown for this time: a user may not
+/// be allowed to ask.
+async fn look_up(worker: &Worker, key: &Key, name: Vec<u8>) -> Result<bool, DialError> {
     let mut command = BytesMut::new();
     write::command(&mut command, &[b"COMMAND".as_slice(), b"INFO", &name]);
-    let answer = ask_aside(worker, key, &command).await.ok();
-    let reply = answer.and_then(|answer| value::decode(&answer).ok().flatten());
-    let reply = reply.map_or_else(|| Value::Array(Vec::new()), |(value, _)| value);
-    worker.shared.unknown.learn(&name, &reply);
+    let answer = ask_aside(worker, key, &command).await?;
+    if let Ok(Some((reply, _))) = value::decode(&answer) {
+        worker.shared.unknown.learn(&name, &reply);
+    }
+    Ok(worker.shared.unknown.get(&name).is_some())
 }
 
 /// One command that changes nothing, and its reply, on a connection of the pool; once more on a new one if that broke.

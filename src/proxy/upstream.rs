@@ -12,9 +12,6 @@ use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 use crate::server::Stream;
 
-/// How long one attempt to connect and authenticate may take.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What a client authenticated with, as it sent it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Credentials {
@@ -63,6 +60,8 @@ pub(super) struct Upstream {
     pub(super) hello: Option<Bytes>,
     /// The server said that it is loading its data.
     pub(super) loading: bool,
+    /// The server said that it wants a password first.
+    pub(super) locked: bool,
 }
 
 /// Why a connection could not be had.
@@ -83,6 +82,15 @@ impl std::fmt::Display for DialError {
     }
 }
 
+/// What a client is told whose command was not run, since its server stayed away for longer than commands wait.
+pub(super) fn stayed_away(side: Side, wait: Duration) -> Vec<u8> {
+    let mut out = Vec::new();
+    let text =
+        format!("ERR the {side} could not be reached within {wait:?}; the command was not run, try again");
+    write::error(&mut out, text);
+    out
+}
+
 fn side(active: Active) -> Side {
     match active {
         Active::Source => Side::Source,
@@ -92,10 +100,12 @@ fn side(active: Active) -> Side {
 
 /// Opens a connection for `key`. `hello`: send HELLO even for RESP2, to have the server's answer.
 pub(super) async fn dial(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstream, DialError> {
-    match tokio::time::timeout(DIAL_TIMEOUT, attempt(options, key, hello)).await {
+    let within = options.connect_timeout;
+    match tokio::time::timeout(within, attempt(options, key, hello)).await {
         Ok(outcome) => outcome,
         Err(_) => {
-            Err(DialError::Lost(Error::passing(side(key.side), "no answer to a new connection in 5 s")))
+            let text = format!("no answer to a new connection in {within:?}");
+            Err(DialError::Lost(Error::passing(side(key.side), text)))
         }
     }
 }
@@ -104,7 +114,7 @@ async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstr
     let endpoint = options
         .endpoint(key.side)
         .ok_or_else(|| DialError::Lost(Error::new(side(key.side), "no such server is configured")))?;
-    let mut stream = endpoint.connect(DIAL_TIMEOUT).await.map_err(DialError::Lost)?;
+    let mut stream = endpoint.connect(options.connect_timeout).await.map_err(DialError::Lost)?;
     let identity = &key.identity;
     let mut out = BytesMut::new();
     let mut steps = Vec::new();
@@ -151,7 +161,8 @@ async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstr
         )
     };
     stream.write_all(&out).await.map_err(lost)?;
-    let mut upstream = Upstream { stream, key: key.clone(), client_id: 0, hello: None, loading: false };
+    let mut upstream =
+        Upstream { stream, key: key.clone(), client_id: 0, hello: None, loading: false, locked: false };
     let mut buf = BytesMut::with_capacity(4096);
     for step in steps {
         let reply = read_reply(&mut upstream.stream, &mut buf).await.map_err(lost)?;
@@ -169,7 +180,10 @@ async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstr
                     .and_then(|text| text.trim().parse().ok())
                     .unwrap_or(0);
             }
-            Answer::Ping => upstream.loading = reply.starts_with(b"-LOADING"),
+            Answer::Ping => {
+                upstream.loading = reply.starts_with(b"-LOADING");
+                upstream.locked = reply.starts_with(b"-NOAUTH");
+            }
             Answer::Ok | Answer::Id => {}
         }
     }

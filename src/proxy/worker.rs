@@ -8,7 +8,8 @@ mod switching;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -94,6 +95,8 @@ pub(super) struct Worker {
     /// The epoch of the switch that made `active` so. When it changes, sessions look up their lane again.
     pub(super) epoch: Cell<u64>,
     gate_closed: Cell<bool>,
+    /// The active side takes commands from clients that have not authenticated, as far as it is known.
+    pub(super) anonymous: Cell<bool>,
     lanes: RefCell<HashMap<Key, Rc<Lane>>>,
     pool: RefCell<HashMap<Key, Vec<Upstream>>>,
     sessions: RefCell<HashMap<u64, Rc<Session>>>,
@@ -197,6 +200,13 @@ impl Worker {
         let mut lanes = self.lanes.borrow_mut();
         if lanes.get(&lane.key).is_some_and(|known| Rc::ptr_eq(known, lane)) {
             lanes.remove(&lane.key);
+        }
+    }
+
+    /// Takes note of what the server thinks of a connection that was just opened.
+    pub(super) fn note_anonymous(&self, upstream: &Upstream) {
+        if upstream.key.identity.credentials.is_none() && upstream.key.side == self.active.get() {
+            self.anonymous.set(!upstream.locked);
         }
     }
 
@@ -333,6 +343,7 @@ async fn run(
         company: Company::new(shared.counters.len() == 1),
         shared,
         gate_closed: Cell::new(false),
+        anonymous: Cell::new(false),
         lanes: RefCell::default(),
         pool: RefCell::default(),
         sessions: RefCell::default(),
@@ -400,10 +411,11 @@ async fn tick(worker: std::rc::Weak<Worker>) {
         let now = worker.started.elapsed().as_millis() as u64;
         worker.clock.set(now);
         worker.company.look(Instant::now(), APART.replace(false));
-        if let Some(limit) = worker.options().listen.idle_timeout {
+        // Who waits at a closed gate is not idle.
+        if let Some(limit) = worker.options().listen.idle_timeout.filter(|_| !worker.gate_closed()) {
             for session in worker.all_sessions() {
                 let idle = worker.idle_ms(&session.entry);
-                if u128::from(idle) > limit.as_millis() && session.is_quiet() && !session.has_pinned() {
+                if u128::from(idle) > limit.as_millis() && session.may_time_out() {
                     session.close_now();
                 }
             }
@@ -471,10 +483,21 @@ async fn accept_unix(worker: Rc<Worker>, listener: std::os::unix::net::UnixListe
     }
 }
 
+/// Tells a client that there are too many.
+async fn refuse(mut stream: ClientStream) {
+    let told = async {
+        let line = [IoSlice::new(b"-ERR max number of clients reached\r\n")];
+        poll_fn(|cx| stream.poll_write(cx, &line)).await?;
+        poll_fn(|cx| stream.poll_flush(cx)).await
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+    stream.farewell();
+}
+
 fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String) {
     let registry = &worker.shared.registry;
     if registry.len() >= worker.options().listen.max_clients {
-        let _ = stream.try_write(&[std::io::IoSlice::new(b"-ERR max number of clients reached\r\n")]);
+        tokio::task::spawn_local(refuse(stream));
         return;
     }
     let entry = Arc::new(ClientEntry {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crossfade::cli::demo::connection::encode;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -17,8 +17,8 @@ pub struct Frame {
     pub text: String,
 }
 
-pub struct Client {
-    stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    stream: S,
     input: Vec<u8>,
     out: Vec<u8>,
     pushes: VecDeque<String>,
@@ -36,6 +36,13 @@ impl Client {
     pub async fn open_resp2(address: &str) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::over(stream)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// Speaks over a stream of any kind, and says nothing yet.
+    pub fn over(stream: S) -> Self {
         Self { stream, input: Vec::new(), out: Vec::new(), pushes: VecDeque::new() }
     }
 
@@ -90,6 +97,29 @@ impl Client {
             let length = read.expect("nothing comes").unwrap();
             assert!(length > 0, "the connection was closed");
         }
+    }
+
+    /// Adds bytes as they are to what the next flush sends.
+    pub fn queue_raw(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+    }
+
+    /// Waits until the other side closes the connection; nothing may come before that.
+    ///
+    /// Answers whether it was closed in an orderly way: not by a reset, and over TLS with a word of farewell.
+    pub async fn ended(&mut self) -> bool {
+        assert!(self.input.is_empty(), "not asked for: {}", self.input.escape_ascii());
+        let read = timeout(PATIENCE, self.stream.read_buf(&mut self.input)).await;
+        match read.expect("the connection stays open") {
+            Ok(length) => assert_eq!(length, 0, "not asked for: {}", self.input.escape_ascii()),
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// The stream, for tests that treat it badly.
+    pub fn into_stream(self) -> S {
+        self.stream
     }
 
     /// Asserts that nothing comes for this long.

@@ -183,7 +183,7 @@ impl Controller {
             record.intent == Intent::Finished,
         );
         let (noting, notes) = mpsc::channel(16);
-        let controller = Self {
+        let mut controller = Self {
             config,
             limits,
             proxy,
@@ -218,6 +218,8 @@ impl Controller {
             cancel: CancellationToken::new(),
             shutdown,
         };
+        // Before anybody can ask.
+        controller.publish();
         (controller, outputs)
     }
 

@@ -173,7 +173,7 @@ impl State {
         self.0.len() < before
     }
 
-    pub(super) fn monitors(&self) -> bool {
+    pub(in crate::proxy) fn monitors(&self) -> bool {
         self.0.iter().any(|(topic, _)| *topic == Topic::Monitor)
     }
 

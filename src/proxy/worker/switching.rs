@@ -262,6 +262,7 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
         worker.active.set(active);
         worker.epoch.set(epoch);
         worker.shared.unknown.forget_missing();
+        worker.anonymous.set(false);
     }
     worker.gate_closed.set(false);
     let stale: Vec<_> =
