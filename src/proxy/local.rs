@@ -18,7 +18,7 @@ use crate::resp::write::{self, Proto};
 /// Answers `args`. Everything that was asked before has been answered.
 pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
     let is_for_anybody = matches!(name, "quit" | "reset" | "auth" | "hello");
-    if !is_for_anybody && core.identity.credentials.is_none() {
+    if !is_for_anybody && core.identity.credentials.is_none() && !session.worker.anonymous.get() {
         match std::mem::replace(&mut core.admission, Admission::Unasked) {
             Admission::Granted => core.admission = Admission::Granted,
             Admission::Unasked => return session.ask_admission(core),
