@@ -331,14 +331,20 @@ impl Task {
             _ => None,
         };
         if let Some(floor) = floor {
+            let begun = self.notes.begun().as_deref() == Some(floor.to_string().as_str());
+            // Engaged just now, it has written nothing yet. A mark that is there is that of an earlier mirror of the same
+            // direction: it lies before the floor as long as the history is the same, and its offset says nothing when the
+            // server was restarted meanwhile, since those of a new history begin at 0.
+            let fresh = self.engaged.is_some() && !begun;
             let further = match &opened.found {
                 Found::Mark(mark) if self.ours(mark) => match &mark.reach {
-                    Reach::At(at) if at.offset >= floor.offset => Some(at.clone()),
+                    Reach::At(at) if at.offset >= floor.offset && (!fresh || at.replid == floor.replid) => {
+                        Some(at.clone())
+                    }
                     _ => None,
                 },
                 _ => None,
             };
-            let begun = self.notes.begun().as_deref() == Some(floor.to_string().as_str());
             match further {
                 Some(at) => {
                     self.notes.set_begun(Some(&floor.to_string()))?;

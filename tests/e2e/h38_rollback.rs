@@ -302,3 +302,35 @@ async fn h38_what_was_flushed_on_the_destination_does_not_come_back() {
     assert_eq!(client.must(&["FCALL", "demo_double", "0", "21"]).await.unwrap().number(), Some(42));
     lab.same().await;
 }
+
+/// The destination counts its stream from 0 again, and the source still holds the mark of the first mirror back, with an
+/// offset far above. The second one must not take it for its own: the source would be emptied and copied anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn h38_a_restart_between_two_cutovers_costs_no_full_copy() {
+    let mut lab = Setup::new().destination(&["--appendonly", "yes"]).build().await;
+    lab.expect_log("the mirror waits");
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SET", "here", "from the beginning"]).await.unwrap();
+    lab.mirror().await;
+    lab.cutover().await;
+    for _ in 0..50 {
+        client.must(&["SET", "large", &"x".repeat(100_000)]).await.unwrap();
+    }
+    lab.in_step().await;
+    lab.rollback().await;
+    lab.destination.restart().await.unwrap();
+    client.must(&["SET", "mark", "1"]).await.unwrap();
+    eventually("the mirror goes on", async || {
+        lab.destination.call(&["GET", "mark"]).await.is_ok_and(|held| held.number() == Some(1))
+    })
+    .await;
+    lab.cutover().await;
+    client.must(&["SET", "mark", "2"]).await.unwrap();
+    eventually("the mirror back runs", async || {
+        lab.source.call(&["GET", "mark"]).await.unwrap().number() == Some(2)
+    })
+    .await;
+    assert!(!lab.gateway.log().contains("full synchronisation"), "{}", lab.gateway.log());
+    assert_eq!(lab.source.call(&["EXISTS", "here"]).await.unwrap().number(), Some(1));
+    lab.same().await;
+}
