@@ -8,6 +8,7 @@ use crossfade::cli::demo::fill;
 use crossfade::cli::demo::servers::Server;
 use crossfade::cli::demo::workload::{Plan, Workload};
 
+use crate::support::proxy::{Rules, Way};
 use crate::support::{Lab, Setup, eventually, operations};
 
 /// Every write command that a server of 7.0 has, on keys of its own; `@` is the prefix. Some need what others made.
@@ -332,5 +333,41 @@ async fn h38_a_restart_between_two_cutovers_costs_no_full_copy() {
     .await;
     assert!(!lab.gateway.log().contains("full synchronisation"), "{}", lab.gateway.log());
     assert_eq!(lab.source.call(&["EXISTS", "here"]).await.unwrap().number(), Some(1));
+    lab.same().await;
+}
+
+/// The destination's new history makes the gateway copy everything back anew, and the gateway dies in the middle of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn h38_a_crash_while_the_source_is_copied_anew() {
+    let setup = Setup::new().destination(&["--appendonly", "yes"]).proxies();
+    let mut lab = setup.config("[snapshot]\nmethod = \"commands\"\n").build().await;
+    lab.expect_log("");
+    fill::fill(&lab.source.address(), 3000, 1 << 20).await.unwrap();
+    lab.mirror().await;
+    lab.cutover().await;
+    let slow = Rules { bytes_per_second: Some(200_000), ..Rules::default() };
+    lab.source_proxy.as_ref().unwrap().rules(Way::Up, slow);
+    lab.destination.restart().await.unwrap();
+    eventually("the copy has begun", async || lab.gateway.log().contains("is emptied for it")).await;
+    lab.gateway.restart().await.unwrap();
+    lab.source_proxy.as_ref().unwrap().heal();
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SET", "mark", "1"]).await.unwrap();
+    eventually("the mirror back runs", async || {
+        let status = lab.gateway.status().await.unwrap();
+        assert!(status["phase"] != "failed", "{status}");
+        lab.source.call(&["GET", "mark"]).await.unwrap().number() == Some(1)
+    })
+    .await;
+    // Once more from the record: the place where the first mirror back began is of the old history.
+    let copies = lab.gateway.log().matches("is emptied for it").count();
+    lab.gateway.restart().await.unwrap();
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SET", "mark", "2"]).await.unwrap();
+    eventually("the mirror back goes on", async || {
+        lab.source.call(&["GET", "mark"]).await.unwrap().number() == Some(2)
+    })
+    .await;
+    assert_eq!(lab.gateway.log().matches("is emptied for it").count(), copies, "{}", lab.gateway.log());
     lab.same().await;
 }
