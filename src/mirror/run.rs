@@ -259,8 +259,7 @@ impl Task {
             self.notes.set_begun(None)?;
             self.engaged = Some(self.standby().await?);
         }
-        let mut opened = self.open().await?;
-        let mut origin = self.origin(&mut opened).await?;
+        let (mut opened, mut origin) = self.begin().await?;
         loop {
             let position = match origin {
                 Origin::At(position) => {
@@ -290,6 +289,18 @@ impl Task {
                     }
                 }
             };
+        }
+    }
+
+    /// A connection to the destination, and where to begin. The first mark is written on the way: what passes is waited out.
+    async fn begin(&mut self) -> Step<(Opened, Origin)> {
+        loop {
+            let mut opened = self.open().await?;
+            match self.origin(&mut opened).await {
+                Ok(origin) => return Ok((opened, origin)),
+                Err(End::Failed(error)) => self.wait_out(error, self.options.retry.connection).await?,
+                Err(end) => return Err(end),
+            }
         }
     }
 
