@@ -79,10 +79,11 @@ async fn h08_a_client_that_reads_one_byte_a_second_gets_every_byte() {
     slow.read_exact(&mut pong).await.unwrap();
     proxy.rules(Way::Down, Rules { bytes_per_second: Some(1), ..Rules::default() });
     let get = b"*2\r\n$3\r\nGET\r\n$5\r\nlarge\r\n";
+    let began = Instant::now();
     slow.write_all(&[get, get, b"PING\r\n".as_slice()].concat()).await.unwrap();
     let reply = format!("${}\r\n{value}\r\n", value.len());
     let wanted = format!("{reply}{reply}+PONG\r\n");
-    let (mut got, began) = (Vec::new(), Instant::now());
+    let mut got = Vec::new();
     while got.len() < 4 {
         match tokio::time::timeout(Duration::from_millis(20), slow.read_u8()).await {
             Ok(byte) => got.push(byte.unwrap()),

@@ -179,9 +179,8 @@ struct Ends<'a> {
 /// on the old side; clients go on wherever they can; nothing acknowledged is lost.
 async fn strikes_at_each_step(fault: Fault, turns: usize) {
     let stops = tempfile::tempdir().unwrap();
-    let aof = ["--appendonly", "yes"];
-    let setup = Setup::new().source(&aof).destination(&aof);
-    let setup = setup.env("CROSSFADE_STOPS", stops.path().to_str().unwrap());
+    // Synced before each answer: otherwise a server that dies may lose what it has acknowledged.
+    let setup = Setup::new().durable().env("CROSSFADE_STOPS", stops.path().to_str().unwrap());
     let setup = if fault == Fault::NewOutOfReach { setup.proxies() } else { setup };
     let mut lab = setup.build().await;
     lab.expect_log("");

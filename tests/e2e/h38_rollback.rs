@@ -7,6 +7,7 @@ use crossfade::cli::demo::connection::{Connection, Reply};
 use crossfade::cli::demo::fill;
 use crossfade::cli::demo::servers::Server;
 use crossfade::cli::demo::workload::{Plan, Workload};
+use crossfade::mirror::POSITION_KEY;
 
 use crate::support::proxy::{Rules, Way};
 use crate::support::{Lab, Setup, eventually, operations};
@@ -348,15 +349,18 @@ async fn h38_a_crash_while_the_source_is_copied_anew() {
     let slow = Rules { bytes_per_second: Some(200_000), ..Rules::default() };
     lab.source_proxy.as_ref().unwrap().rules(Way::Up, slow);
     lab.destination.restart().await.unwrap();
-    eventually("the copy has begun", async || lab.gateway.log().contains("is emptied for it")).await;
+    eventually("the copy has begun", async || {
+        lab.source.call(&["GET", POSITION_KEY]).await.unwrap().brief().contains(" loading ")
+    })
+    .await;
     lab.gateway.restart().await.unwrap();
     lab.source_proxy.as_ref().unwrap().heal();
     let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
     client.must(&["SET", "mark", "1"]).await.unwrap();
-    eventually("the mirror back runs", async || {
+    eventually("everything is copied anew", async || {
         let status = lab.gateway.status().await.unwrap();
         assert!(status["phase"] != "failed", "{status}");
-        lab.source.call(&["GET", "mark"]).await.unwrap().number() == Some(1)
+        lab.gateway.log().matches("the snapshot is loaded").count() == 2
     })
     .await;
     // Once more from the record: the place where the first mirror back began is of the old history.
