@@ -184,9 +184,9 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
     let setup = if fault == Fault::NewOutOfReach { setup.proxies() } else { setup };
     let mut lab = setup.build().await;
     lab.expect_log("");
-    let workload = Workload::start(&Plan { pace: Some(2000), ..Plan::new(lab.gateway.address()).tolerant() });
+    let workload = Workload::start(&Plan { pace: Some(1000), ..Plan::new(lab.gateway.address()).tolerant() });
     lab.mirror().await;
-    let mut epoch = 0;
+    let (mut epoch, patient) = (0, json!({"max_pause": "3s"}));
     for step in STEPS {
         for turn in 0..turns {
             operations(&workload, 200).await;
@@ -202,27 +202,35 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
             } else {
                 Ends { old: destination, new: source, proxy: source_proxy.as_ref() }
             };
-            let answered = AtomicBool::new(false);
-            let switching = async {
-                let answer = gateway.post(&format!("/v1/{order}"), &json!({"max_pause": "2s"})).await;
-                answered.store(true, Ordering::Relaxed);
-                answer.unwrap().1
+            let begun = Instant::now();
+            let (answer, took) = loop {
+                let answered = AtomicBool::new(false);
+                let switching = async {
+                    let answer = gateway.post(&format!("/v1/{order}"), &patient).await;
+                    answered.store(true, Ordering::Relaxed);
+                    answer.unwrap().1
+                };
+                let striking = async {
+                    eventually(&what, async || reached.exists() || answered.load(Ordering::Relaxed)).await;
+                    reached.exists().then(|| {
+                        fault.strikes(&mut ends);
+                        std::fs::remove_file(&reached).unwrap();
+                        Instant::now()
+                    })
+                };
+                match tokio::join!(switching, striking) {
+                    (answer, Some(struck)) => break (answer, struck.elapsed()),
+                    // A busy machine does not get that far: the mirror lags too much, the pause is too short.
+                    (answer, None) => assert!(begun.elapsed() < PATIENCE, "{what}: {answer}"),
+                }
             };
-            let striking = async {
-                eventually(&what, async || reached.exists() || answered.load(Ordering::Relaxed)).await;
-                fault.strikes(&mut ends);
-                // Not there: the switch was refused, and its answer says why.
-                std::fs::remove_file(&reached).is_ok().then(Instant::now)
-            };
-            let (answer, struck) = tokio::join!(switching, striking);
-            let took = struck.unwrap_or_else(|| panic!("{what}: {answer}")).elapsed();
             let committed = answer["outcome"] == "committed";
             eprintln!("{what}: {} after {took:.1?}: {}", answer["outcome"], answer["reason"]);
             if let Some(commits) = fault.commits(step) {
                 assert_eq!(committed, commits, "{what}: {answer}");
             }
             assert!(committed || answer["outcome"] == "aborted" && !answer["reason"].is_null(), "{answer}");
-            assert!(answer["pause_ms"].as_f64().unwrap() < 3500.0, "the budget of 2 s: {answer}");
+            assert!(answer["pause_ms"].as_f64().unwrap() < 5000.0, "the budget of 3 s: {answer}");
             // Where the active side is not the one that is gone, clients go on at once.
             if committed == (fault == Fault::OldDies) {
                 operations(&workload, 200).await;
@@ -237,11 +245,11 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
             if !committed {
                 // The same switch, undisturbed: the next one goes the other way. A server that came back may be copied anew.
                 lab.gateway.wait_until("settled", PATIENCE, settled).await.unwrap();
-                if there {
-                    lab.cutover().await
-                } else {
-                    lab.rollback().await
-                };
+                eventually(order, async || {
+                    let (_, answer) = lab.gateway.post(&format!("/v1/{order}"), &patient).await.unwrap();
+                    answer["outcome"] == "committed"
+                })
+                .await;
                 epoch += 1;
             }
         }
