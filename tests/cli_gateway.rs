@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests, too
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,12 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 struct Script {
     status: watch::Sender<Status>,
+    /// How often somebody asked for it.
+    watched: AtomicU64,
     orders: Mutex<Vec<Order>>,
     outcome: Mutex<SwitchOutcome>,
 }
 
 impl Control for Script {
     fn watch(&self) -> watch::Receiver<Status> {
+        self.watched.fetch_add(1, Ordering::Relaxed);
         self.status.subscribe()
     }
 
@@ -96,6 +100,7 @@ fn gateway(token: Option<&str>) -> Gateway {
     };
     let script = Arc::new(Script {
         status: watch::Sender::new(status),
+        watched: AtomicU64::new(0),
         orders: Mutex::default(),
         outcome: Mutex::new(SwitchOutcome::Committed),
     });
@@ -145,8 +150,12 @@ fn waiting_for_a_phase() {
     let (code, _, error) = gateway.run(&["status", "--wait", "cut-over", "--timeout", "300ms"]);
     assert!(code == 1 && error.contains("still in phase mirroring"), "{error}");
     let script = gateway.script.clone();
+    let asked = script.watched.load(Ordering::Relaxed);
     let later = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
+        // Once it has been told the phase of now, and waits.
+        while script.watched.load(Ordering::Relaxed) == asked {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         script.status.send_modify(|status| status.phase = Phase::CutOver);
     });
     let (code, document) = gateway.json(&["status", "--wait", "cut-over", "--timeout", "20s"]);

@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, unreachable_pub, reason = "shared with the end-to-end tests")]
+#[path = "support/socket.rs"]
+mod socket;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -121,6 +125,11 @@ async fn live(mirror: &Mirror) -> MirrorState {
     until(mirror, "live", |state| state.stage == Stage::Live).await
 }
 
+/// Waits until so many commands of the stream have been applied since the mirror was started.
+async fn applies(mirror: &Mirror, commands: u64) {
+    until(mirror, "commands are applied", |state| state.commands_applied >= commands).await;
+}
+
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
@@ -231,7 +240,7 @@ async fn copies_and_follows_under_load() {
     let load = Load::start(&pair.from, 4);
     let mirror = pair.spawn(Start::Snapshot);
     live(&mirror).await;
-    sleep(Duration::from_millis(500)).await;
+    applies(&mirror, 1000).await;
     let written = load.stop().await;
     pair.in_step(&mirror).await;
     pair.same(true).await;
@@ -528,6 +537,15 @@ async fn stored(server: &Server, db: u32, key: &str) -> i64 {
     connection.must(&["PEXPIRETIME", key]).await.unwrap().number().unwrap()
 }
 
+/// Waits until the expiry of a key is padded again.
+async fn padded(server: &Server, db: u32, key: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !expiry::is_padded(stored(server, db, key).await as u64) {
+        assert!(Instant::now() < deadline, "{key} in db {db} is not padded");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expiries_are_padded_settled_and_padded_again() {
     let pair = Pair::start().await;
@@ -567,11 +585,7 @@ async fn expiries_are_padded_settled_and_padded_again() {
     pair.same(false).await;
 
     mirror.pad().await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while !expiry::is_padded(stored(&pair.to, 1, "hours").await as u64) {
-        assert!(Instant::now() < deadline);
-        sleep(Duration::from_millis(20)).await;
-    }
+    padded(&pair.to, 1, "hours").await;
     pair.in_step(&mirror).await;
     pair.same(true).await;
     mirror.stop().await;
@@ -587,7 +601,9 @@ async fn the_gateways_own_keys_keep_their_expiries() {
     live(&mirror).await;
     mirror.settle(Instant::now() + PATIENCE).await.unwrap();
     mirror.pad().await.unwrap();
-    sleep(Duration::from_millis(300)).await;
+    for db in 0..3 {
+        padded(&pair.to, db, "hours").await;
+    }
     assert_eq!(stored(&pair.to, 0, "crossfade:holder").await, exact);
     mirror.stop().await;
 }
@@ -608,7 +624,7 @@ async fn there_and_back_by_a_standby() {
     let standby = back(&pair, &dir, Start::Standby);
     until(&standby, "standby", |state| state.stage == Stage::Standby).await;
     let load = Load::start(&pair.from, 3);
-    sleep(Duration::from_millis(300)).await;
+    applies(&mirror, 500).await;
     mirror.settle(Instant::now() + PATIENCE).await.unwrap();
     let _ = load.stop().await;
     pair.in_step(&mirror).await;
@@ -618,7 +634,10 @@ async fn there_and_back_by_a_standby() {
     let mut stray = pair.to.connect().await.unwrap();
     stray.must(&["SELECT", "3"]).await.unwrap();
     stray.must(&["INCR", "stray"]).await.unwrap();
-    sleep(Duration::from_millis(50)).await;
+    // The standby has read past the place where it will be engaged.
+    let behind: u64 = pair.to.info("master_repl_offset").await.unwrap().parse().unwrap();
+    assert!(behind > offset);
+    standby.wait_applied(behind, Instant::now() + PATIENCE).await.unwrap();
     let position = standby.engage(offset, Instant::now() + PATIENCE).await.unwrap();
     assert_eq!(position.offset, offset);
     assert_eq!(pair.from.call(&["EXISTS", POSITION_KEY]).await.unwrap().number(), Some(0));
@@ -626,11 +645,11 @@ async fn there_and_back_by_a_standby() {
     standby.go();
     live(&standby).await;
     let load = Load::start(&pair.to, 3);
-    sleep(Duration::from_millis(300)).await;
+    applies(&standby, 500).await;
     // Past the commit, after a crash: the same beginning, told again.
     standby.stop().await;
     let again = back(&pair, &dir, Start::At(position));
-    sleep(Duration::from_millis(200)).await;
+    applies(&again, 500).await;
     let _ = load.stop().await;
     let end: u64 = pair.to.info("master_repl_offset").await.unwrap().parse().unwrap();
     again.wait_applied(end, Instant::now() + PATIENCE).await.unwrap();
@@ -719,11 +738,22 @@ async fn what_failed_in_the_batch_on_its_way_is_known_before_keys_are_copied_ane
     pair.to.call(&["SET", "list", "not yours"]).await.unwrap();
     // The destination takes the batch, and answers later.
     let mut busy = pair.to.connect().await.unwrap();
-    busy.queue(&["DEBUG", "SLEEP", "0.5"]);
+    busy.queue(&["DEBUG", "SLEEP", "1"]);
     busy.flush().await.unwrap();
-    sleep(Duration::from_millis(100)).await;
+    let mut probe = pair.to.connect().await.unwrap();
+    let mut asleep = async || {
+        probe.queue(&["PING"]);
+        probe.flush().await.unwrap();
+        tokio::time::timeout(Duration::from_millis(50), probe.reply()).await.is_err()
+    };
+    while !asleep().await {}
+    let unread = socket::unread_at(pair.to.port());
     pair.from.call(&["RPUSH", "list", "1"]).await.unwrap();
-    sleep(Duration::from_millis(100)).await;
+    let deadline = Instant::now() + PATIENCE;
+    while socket::unread_at(pair.to.port()) == unread {
+        assert!(Instant::now() < deadline, "the batch is not sent");
+        sleep(Duration::from_millis(2)).await;
+    }
     let copied = mirror.copy_anew(vec![(0, b"other".as_slice().into())], Instant::now() + PATIENCE).await;
     copied.unwrap();
     assert_eq!(busy.reply().await.unwrap(), Reply::Simple(b"OK".to_vec()));

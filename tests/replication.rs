@@ -159,6 +159,15 @@ impl Feed {
         self.wait_link("streaming", |link| matches!(link, Link::Streaming)).await;
     }
 
+    /// Waits until so many bytes more have come.
+    async fn flows(&self, more: u64) {
+        let (deadline, end) = (Instant::now() + PATIENCE, self.journal.received() + more);
+        while self.journal.received() < end {
+            assert!(Instant::now() < deadline, "nothing comes: {:?}", *self.handle.state.borrow());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until everything that the server has written so far is here, and not a byte more.
     async fn caught_up(&self, server: &Server) {
         let deadline = Instant::now() + PATIENCE;
@@ -468,7 +477,10 @@ async fn a_tail_has_the_stream_and_no_snapshot_and_wait_means_applied() {
     assert_eq!(client.command(&["WAIT", "1", "300"]).await.unwrap().as_i64(), Some(0));
     let began = Instant::now();
     let (waited, ()) = tokio::join!(client.command(&["WAIT", "1", "10000"]), async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        while server.client().await.info("clients").await.unwrap().u64("blocked_clients") != Some(1) {
+            assert!(began.elapsed() < PATIENCE, "WAIT does not wait");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         feed.applied.send_replace(feed.journal.received());
     });
     assert_eq!(waited.unwrap().as_i64(), Some(1));
@@ -492,7 +504,7 @@ async fn a_server_without_psync_is_taken_by_sync() {
         let dir = tempfile::tempdir().unwrap();
         let feed = Feed::start(&server, dir.path(), ReceiveFrom::FullSync);
         feed.streaming().await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        feed.flows(50_000).await;
         server.run("CLIENT KILL TYPE replica").await;
         let mut state = feed.handle.state.clone();
         let again = state.wait_for(|state| state.generation == 2 && matches!(state.link, Link::Streaming));
@@ -628,7 +640,7 @@ async fn every_other_server_that_is_here() {
             let dir = tempfile::tempdir().unwrap();
             let feed = Feed::start(&server, dir.path(), ReceiveFrom::FullSync);
             feed.streaming().await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            feed.flows(100_000).await;
             // There is no TYPE before 2.8.12 and 3.2; and it was `slave` before 5.0.
             let mut client = server.client().await;
             let killed = client.call(&["CLIENT", "KILL", "TYPE", "slave"]).await.unwrap();

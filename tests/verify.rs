@@ -320,7 +320,15 @@ async fn what_comes_late_is_no_difference() {
     let options = VerifyOptions { rounds: 20, delay: Duration::from_millis(100), ..VerifyOptions::default() };
     let (a, b) = (endpoint(&both.a, Side::Source), endpoint(&both.b, Side::Destination));
     let comparing = tokio::spawn(async move { verify::compare(&a, &b, options).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // It has looked for the key there, and looks again later.
+    let misses = |info: &str| {
+        info.lines().any(|line| line.starts_with("keyspace_misses:") && !line.trim_end().ends_with(":0"))
+    };
+    let began = std::time::Instant::now();
+    while !misses(&String::from_utf8_lossy(both.b.call(&["INFO", "stats"]).await.unwrap().bytes().unwrap())) {
+        assert!(began.elapsed() < TIMEOUT, "nobody looks");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     both.on_b("SET k 1").await;
     let report = comparing.await.unwrap().unwrap();
     assert_eq!(report.difference_count, 0);

@@ -153,29 +153,29 @@ async fn steps<P: Parts>(
         parts.prepare(again + prepare_within).await.map_err(stays)?;
         times.prepare += ms(again.elapsed());
     }
-    failpoint::reach("prepare");
+    failpoint::reach("prepare").await;
 
     // From here on clients wait.
     let mut clock = Clock::new(max_pause);
     gate.closed_at = Some(clock.began);
     within(clock.deadline, "closing the gate", parts.close_gate()).await.map_err(stays)?;
     times.close_gate = clock.lap();
-    failpoint::reach("close_gate");
+    failpoint::reach("close_gate").await;
 
     parts.drain_clients(clock.deadline).await.map_err(stays)?;
     times.drain_clients = clock.lap();
-    failpoint::reach("drain_clients");
+    failpoint::reach("drain_clients").await;
 
     gate.fence_tried = true;
     let offset = within(clock.deadline, "the fence", parts.fence()).await.map_err(stays)?;
     times.fence = clock.lap();
-    failpoint::reach("fence");
+    failpoint::reach("fence").await;
 
     let start = within(clock.deadline, "draining the mirror", parts.drain_mirror(offset, clock.deadline))
         .await
         .map_err(stays)?;
     times.drain_mirror = clock.lap();
-    failpoint::reach("drain_mirror");
+    failpoint::reach("drain_mirror").await;
 
     if rehearse {
         return Ok(End::Rehearsed { epoch: standing });
@@ -183,7 +183,7 @@ async fn steps<P: Parts>(
     if Instant::now() >= clock.deadline {
         return Err(stays(late("everything before the commit", max_pause)));
     }
-    failpoint::reach("before_commit");
+    failpoint::reach("before_commit").await;
 
     // ---- THE POINT OF NO RETURN ----------------------------------------------------------------------------------
     // Above this line every `?` leads to `give_up`: the old side goes on. Once `commit` has returned, the new side is
@@ -198,15 +198,15 @@ async fn steps<P: Parts>(
         }));
     }
     times.commit = clock.lap();
-    failpoint::reach("after_commit");
+    failpoint::reach("after_commit").await;
 
     let held = parts.open_gate(kind.target(), epoch).await;
     times.open_gate = clock.lap();
     gate.pause = Some(clock.began.elapsed());
-    failpoint::reach("open_gate");
+    failpoint::reach("open_gate").await;
 
     parts.release(epoch).await;
-    failpoint::reach("release");
+    failpoint::reach("release").await;
     Ok(End::Committed { epoch, held })
 }
 
@@ -229,7 +229,7 @@ async fn give_up<P: Parts>(
         times.open_gate = ms(began.elapsed());
         gate.pause = Some(closed_at.elapsed());
     }
-    failpoint::reach("undo");
+    failpoint::reach("undo").await;
     parts.undo().await;
     held
 }

@@ -101,6 +101,14 @@ impl Seen {
         self.due = written.taken.filter(|beat| beat.ms > ms);
     }
 
+    /// A snapshot stands for the stream up to here: beats that it holds do not come by any more.
+    fn begin_anew(&mut self, written: Written, now: Instant) {
+        let newest = [written.sent, written.taken].into_iter().flatten().map(|beat| beat.ms).max();
+        self.passed_ms = self.passed_ms.max(newest.unwrap_or(0));
+        self.due = None;
+        self.since = now;
+    }
+
     /// For how long a beat is late, in milliseconds: one that was taken and is on its way, or the next when none is taken.
     fn late_ms(&self, interval: Duration, now: Instant) -> f64 {
         let due = self.due.map_or(Duration::ZERO, |beat| now.saturating_duration_since(beat.at));
@@ -127,6 +135,13 @@ impl Heartbeat {
     pub(super) fn passed(&mut self, ms: u64) {
         let written = *self.written.borrow();
         self.seen.passed(ms, written, Instant::now(), unix_ms());
+    }
+
+    /// The stream goes on behind a new snapshot. Near a switch no further beat would come to make good for those that were
+    /// on their way.
+    pub(super) fn begin_anew(&mut self) {
+        let written = *self.written.borrow();
+        self.seen.begin_anew(written, Instant::now());
     }
 
     /// For how long a beat is late, in milliseconds. To be asked a few times an interval.
@@ -282,6 +297,22 @@ mod tests {
         assert_eq!(seen.passed.unwrap().1, 60_000.0);
         assert_eq!(seen.late_ms(SECOND, start + SECOND * 2), 0.0);
         assert_eq!(seen.late_ms(SECOND, start + SECOND * 3), 3000.0);
+    }
+
+    #[test]
+    fn beats_that_a_snapshot_may_hold_are_not_waited_for() {
+        let start = Instant::now();
+        let mut seen = Seen { due: None, passed_ms: 0, passed: None, since: start };
+        let [first, second, third] =
+            [1, 2, 3].map(|n: u32| Beat { ms: u64::from(n), at: start + SECOND * n });
+        seen.taken(first);
+        // The second is sent, and its answer on its way.
+        let written = Written { sent: Some(second), taken: Some(first), refused: false };
+        seen.begin_anew(written, start + SECOND * 2);
+        seen.taken(second);
+        assert_eq!(seen.late_ms(SECOND, start + SECOND * 3), 0.0);
+        seen.taken(third);
+        assert_eq!(seen.late_ms(SECOND, start + SECOND * 4), 1000.0);
     }
 
     #[test]

@@ -63,6 +63,9 @@ impl Task {
                     self.notes.set_copies(&[])?;
                     self.recovered();
                     self.applied.send_replace(position.offset);
+                    if let Some(heartbeat) = &mut self.heartbeat {
+                        heartbeat.begin_anew();
+                    }
                     self.state.snapshot.seconds = begun.elapsed().as_secs_f64();
                     tracing::info!(
                         keys = self.state.snapshot.keys_loaded,
@@ -150,7 +153,8 @@ impl Task {
             .into());
         }
         if flush {
-            tracing::warn!(side = %self.options.to.side, "the source made us take a new snapshot: the destination is emptied for it");
+            let (from, to) = (self.options.from.side, self.options.to.side);
+            tracing::warn!("the {from} made us take a new snapshot: the {to} is emptied for it");
             let mut out = Vec::new();
             write::command(&mut out, &["MULTI"]);
             // From 4.0 on the memory is given back in the background.

@@ -259,8 +259,7 @@ impl Task {
             self.notes.set_begun(None)?;
             self.engaged = Some(self.standby().await?);
         }
-        let mut opened = self.open().await?;
-        let mut origin = self.origin(&mut opened).await?;
+        let (mut opened, mut origin) = self.begin().await?;
         loop {
             let position = match origin {
                 Origin::At(position) => {
@@ -290,6 +289,18 @@ impl Task {
                     }
                 }
             };
+        }
+    }
+
+    /// A connection to the destination, and where to begin. The first mark is written on the way: what passes is waited out.
+    async fn begin(&mut self) -> Step<(Opened, Origin)> {
+        loop {
+            let mut opened = self.open().await?;
+            match self.origin(&mut opened).await {
+                Ok(origin) => return Ok((opened, origin)),
+                Err(End::Failed(error)) => self.wait_out(error, self.options.retry.connection).await?,
+                Err(end) => return Err(end),
+            }
         }
     }
 
@@ -331,21 +342,24 @@ impl Task {
             _ => None,
         };
         if let Some(floor) = floor {
-            let further = match &opened.found {
-                Found::Mark(mark) if self.ours(mark) => match &mark.reach {
-                    Reach::At(at) if at.offset >= floor.offset => Some(at.clone()),
-                    _ => None,
-                },
+            let begun = self.notes.begun();
+            let ours = match &opened.found {
+                Found::Mark(mark) if self.ours(mark) => Some(&mark.reach),
                 _ => None,
             };
-            let begun = self.notes.begun().as_deref() == Some(floor.to_string().as_str());
-            match further {
-                Some(at) => {
-                    self.notes.set_begun(Some(&floor.to_string()))?;
-                    return Ok(Origin::At(at));
+            match ours {
+                Some(Reach::At(at)) if self.goes_on(at, &floor, begun.as_deref()) => {
+                    if begun.is_none() {
+                        self.notes.set_begun(Some(&floor.to_string()))?;
+                    }
+                    return Ok(Origin::At(at.clone()));
                 }
-                None if begun => return Err(self.emptied().into()),
-                None => {}
+                // It had to copy everything anew, and ended on the way.
+                Some(Reach::Loading { generation }) if begun.is_some() => {
+                    return Ok(self.load_again(*generation));
+                }
+                _ if begun.is_some() => return Err(self.emptied().into()),
+                _ => {}
             }
             self.mark(&mut opened.client, Reach::At(floor.clone())).await?;
             self.notes.set_begun(Some(&floor.to_string()))?;
@@ -356,20 +370,36 @@ impl Task {
                 self.check_existing(&mut opened.client).await?;
                 Ok(Origin::Fresh { flush: false })
             }
-            Found::Mark(mark) if self.ours(mark) && matches!(mark.reach, Reach::Loading { .. }) => {
-                let Reach::Loading { generation: loading } = mark.reach else {
-                    return Err(self.emptied().into());
-                };
-                let whole =
-                    self.journal.snapshot().filter(|info| info.complete && info.generation == loading);
-                if whole.is_some() && self.journal.can_continue() {
-                    self.receive(ReceiveFrom::Journal);
-                    return Ok(Origin::Snapshot { generation: loading, flush: false });
-                }
-                Ok(Origin::Fresh { flush: true })
-            }
+            Found::Mark(mark) if self.ours(mark) => match mark.reach {
+                Reach::Loading { generation } => Ok(self.load_again(generation)),
+                Reach::At(_) => Ok(self.reread(&opened.found)?),
+            },
             found => Ok(self.reread(found)?),
         }
+    }
+
+    /// Whether a mark of this direction is this mirror's, which begins, or began, at `floor`. An earlier one left its mark
+    /// there too: that lies before the floor as long as the history is the same, and its offset says nothing when the server
+    /// was restarted meanwhile, since those of a new history begin at 0.
+    fn goes_on(&self, at: &Position, floor: &Position, begun: Option<&str>) -> bool {
+        let same = at.replid == floor.replid;
+        match begun {
+            // Engaged just now, it has written nothing yet.
+            None if self.engaged.is_some() => same && at.offset >= floor.offset,
+            // It has loaded a snapshot of another history since, or followed the server into one.
+            Some(_) if !same => true,
+            _ => at.offset >= floor.offset,
+        }
+    }
+
+    /// A load that ended on its way: from the journal, if the snapshot is there.
+    fn load_again(&mut self, generation: u64) -> Origin {
+        let whole = self.journal.snapshot().filter(|info| info.complete && info.generation == generation);
+        if whole.is_some() && self.journal.can_continue() {
+            self.receive(ReceiveFrom::Journal);
+            return Origin::Snapshot { generation, flush: false };
+        }
+        Origin::Fresh { flush: true }
     }
 
     /// Where to go on, by what the destination says.

@@ -1,14 +1,15 @@
 //! H01: whatever bytes a client sends, it gets what Redis itself would answer; nobody panics, nobody hangs, and other
 //! clients do not notice.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::{Connection, Reply, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::Front;
+use crate::support::socket::has_read_all;
+use crate::support::{Front, PATIENCE};
 
 /// Sends the bytes, half-closes, and reads everything that comes until the end.
 async fn talk(address: &str, bytes: &[u8]) -> Vec<u8> {
@@ -99,7 +100,12 @@ async fn h01_commands_cut_at_every_byte() {
             stream.set_nodelay(true).unwrap();
             stream.write_all(&bytes[..cut]).await.unwrap();
             // the gateway has to have seen the first part by itself for the cut to mean something
-            tokio::time::sleep(Duration::from_millis(3)).await;
+            let (here, there) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+            let deadline = Instant::now() + PATIENCE;
+            while !has_read_all(here, there) {
+                assert!(Instant::now() < deadline, "cut at {cut}: nobody reads");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             stream.write_all(&bytes[cut..]).await.unwrap();
             stream.shutdown().await.unwrap();
             (cut, read_all(&mut stream).await)

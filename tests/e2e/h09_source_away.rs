@@ -6,7 +6,7 @@ use crossfade::cli::demo::connection::Connection;
 use crossfade::cli::demo::workload::{Plan, Workload};
 
 use crate::support::proxy::{Rules, Way};
-use crate::support::{Front, operations};
+use crate::support::{Front, eventually, operations};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h09_idle_clients_stay_and_the_next_command_waits() {
@@ -14,19 +14,16 @@ async fn h09_idle_clients_stay_and_the_next_command_waits() {
     let mut idle = Connection::open(&front.address()).await.unwrap();
     idle.must(&["SET", "k", "1"]).await.unwrap();
     front.server.kill();
-    let ((), asked) = tokio::join!(
-        async {
-            tokio::time::sleep(Duration::from_millis(700)).await;
-            front.server.restart().await.unwrap();
-        },
-        async {
-            // sent while there is no server: waits for it, within server.reconnect_wait
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let began = Instant::now();
-            idle.must(&["SET", "k", "2"]).await.map(|_| began.elapsed())
-        }
-    );
-    assert!(asked.unwrap() >= Duration::from_millis(400));
+    eventually("the gateway knows", async || front.log().contains("lost its connection")).await;
+    // sent while there is no server: waits for it, within server.reconnect_wait
+    let began = Instant::now();
+    idle.queue(&["SET", "k", "2"]);
+    idle.flush().await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(400), idle.reply()).await;
+    assert!(early.is_err(), "answered without a server: {early:?}");
+    front.server.restart().await.unwrap();
+    assert_eq!(idle.reply().await.unwrap().brief(), "OK");
+    assert!(began.elapsed() >= Duration::from_millis(400));
     assert_eq!(idle.must(&["GET", "k"]).await.unwrap().brief(), "2");
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::{Connection, Reply};
+use crossfade::cli::demo::servers::Server;
 use tokio::task::JoinSet;
 
 use crate::support::proxy::{Rules, Way as Direction};
@@ -13,6 +14,10 @@ use crate::support::{Setup, eventually};
 
 const QUEUES: usize = 20;
 const STREAMS: usize = 5;
+
+/// A server looks at timeouts between its events, at the latest once per 1/hz: with its default of 10 it is itself up to
+/// 105 ms late when nothing else happens, with or without a gateway.
+const HZ: [&str; 2] = ["--hz", "100"];
 
 /// What all waiting clients share.
 #[derive(Default)]
@@ -23,109 +28,170 @@ struct Shared {
 }
 
 /// How a client waits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Pop,
+    PopRight,
+    PopMany,
     Move,
+    MoveRight,
+    Min,
+    Max,
+    MinMany,
     Group,
+    Read,
 }
 
-fn words(way: Way, number: usize) -> Vec<String> {
-    let (queue, stream) = (number / 5 % QUEUES, number / 5 % STREAMS);
-    let words = match way {
-        Way::Pop => format!("BLPOP pop:{queue} 2"),
-        Way::Move => format!("BLMOVE move:{queue} moved:{number} LEFT RIGHT 2"),
-        Way::Group => {
-            format!("XREADGROUP GROUP g c{number} COUNT 1 BLOCK 2000 NOACK STREAMS stream:{stream} >")
+impl Way {
+    const ALL: [Self; 10] = [
+        Self::Pop,
+        Self::PopRight,
+        Self::PopMany,
+        Self::Move,
+        Self::MoveRight,
+        Self::Min,
+        Self::Max,
+        Self::MinMany,
+        Self::Group,
+        Self::Read,
+    ];
+
+    /// Of each way, so many keys.
+    fn keys(self) -> usize {
+        if matches!(self, Self::Group | Self::Read) { STREAMS } else { QUEUES }
+    }
+
+    fn key(self, nth: usize) -> String {
+        format!("{self:?}:{}", nth % self.keys())
+    }
+
+    /// The command of a client that waits for so many milliseconds.
+    fn words(self, nth: usize, number: usize, ms: usize, behind: &str) -> Vec<String> {
+        let (key, seconds) = (self.key(nth), ms as f64 / 1e3);
+        let words = match self {
+            Self::Pop => format!("BLPOP {key} {seconds}"),
+            Self::PopRight => format!("BRPOP none {key} {seconds}"),
+            Self::PopMany => format!("BLMPOP {seconds} 2 none {key} LEFT COUNT 3"),
+            Self::Move => format!("BLMOVE {key} moved:{number} LEFT RIGHT {seconds}"),
+            Self::MoveRight => format!("BRPOPLPUSH {key} moved:{number} {seconds}"),
+            Self::Min => format!("BZPOPMIN {key} none {seconds}"),
+            Self::Max => format!("BZPOPMAX {key} {seconds}"),
+            Self::MinMany => format!("BZMPOP {seconds} 1 {key} MIN COUNT 3"),
+            Self::Group => {
+                format!("XREADGROUP GROUP g c{number} COUNT 1 BLOCK {ms} NOACK STREAMS {key} >")
+            }
+            Self::Read => format!("XREAD BLOCK {ms} STREAMS {key} {behind}"),
+        };
+        words.split(' ').map(str::to_owned).collect()
+    }
+
+    /// The command that brings an element.
+    fn give(self, nth: usize, element: usize) -> Vec<String> {
+        let key = self.key(nth);
+        let words = match self {
+            Self::Min | Self::Max | Self::MinMany => format!("ZADD {key} {element} {element}"),
+            Self::Group | Self::Read => format!("XADD {key} * n {element}"),
+            _ => format!("RPUSH {key} {element}"),
+        };
+        words.split(' ').map(str::to_owned).collect()
+    }
+
+    /// The elements in a reply; empty when the time was over. `behind` becomes the id of the last entry.
+    fn elements(self, reply: &Reply, behind: &mut String) -> Vec<String> {
+        if *reply == Reply::Nil {
+            return Vec::new();
         }
-    };
-    words.split(' ').map(str::to_owned).collect()
+        let items = reply.items();
+        match self {
+            Self::Pop | Self::PopRight | Self::Min | Self::Max => vec![text(&items[1])],
+            Self::PopMany => items[1].items().iter().map(text).collect(),
+            Self::Move | Self::MoveRight => vec![text(reply)],
+            Self::MinMany => items[1].items().iter().map(|pair| text(&pair.items()[0])).collect(),
+            Self::Group | Self::Read => {
+                let entries = items[0].items()[1].items();
+                *behind = text(&entries.last().unwrap().items()[0]);
+                entries.iter().map(|entry| text(&entry.items()[1].items()[1])).collect()
+            }
+        }
+    }
 }
 
 fn text(reply: &Reply) -> String {
     String::from_utf8_lossy(reply.bytes().unwrap_or_default()).into_owned()
 }
 
-/// Waits again and again; answers what it was given, in order, and the worst error of a timeout.
-async fn wait(address: String, way: Way, number: usize, shared: Arc<Shared>) -> (Vec<String>, Duration) {
+/// Waits again and again, for 2 s each time; answers what it was given, in order.
+async fn wait(address: String, way: Way, nth: usize, number: usize, shared: Arc<Shared>) -> Vec<String> {
     let mut client = Connection::open(&address).await.unwrap();
-    let (mut got, mut worst) = (Vec::new(), Duration::ZERO);
-    let words = words(way, number);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (mut got, mut behind) = (Vec::new(), "0-0".to_owned());
     loop {
         let ending = shared.ending.load(Ordering::Relaxed);
-        let asked = Instant::now();
-        let reply = client.must(&words).await.unwrap();
-        let element = match way {
-            Way::Pop => reply.items().get(1).map(text),
-            Way::Move => reply.bytes().map(|_| text(&reply)),
-            Way::Group => reply.items().first().map(|stream| {
-                let entry = &stream.items()[1].items()[0];
-                text(&entry.items()[1].items()[1])
-            }),
-        };
-        match element {
-            Some(element) => {
-                got.push(element);
-                shared.taken.fetch_add(1, Ordering::Relaxed);
-            }
-            None => {
-                worst = worst.max(asked.elapsed().abs_diff(Duration::from_secs(2)));
-                if ending {
-                    return (got, worst);
-                }
-            }
+        let reply = client.must(&way.words(nth, number, 2000, &behind)).await.unwrap();
+        let elements = way.elements(&reply, &mut behind);
+        if elements.is_empty() && ending {
+            return got;
         }
+        shared.taken.fetch_add(elements.len() as u64, Ordering::Relaxed);
+        got.extend(elements);
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn h31_500_blocked_clients_get_each_element_once() {
-    // A server looks at timeouts between its events, at the latest once per 1/hz: with its default of 10 it is itself up to
-    // 105 ms late when nothing else happens, with or without a gateway.
-    const HZ: [&str; 2] = ["--hz", "100"];
+/// Brings elements to all of these ways in turn until it is told to stop; answers what it brought to each key.
+async fn produce(
+    mut producer: Connection,
+    ways: Vec<Way>,
+    stop: Arc<AtomicBool>,
+) -> HashMap<String, Vec<String>> {
+    let mut brought = HashMap::<String, Vec<String>>::new();
+    for n in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let (way, nth) = (ways[n % ways.len()], n / ways.len());
+        producer.must(&way.give(nth, n)).await.unwrap();
+        brought.entry(way.key(nth)).or_default().push(n.to_string());
+    }
+    brought
+}
+
+async fn all_wait(server: &Server, clients: usize) {
+    eventually("all of them wait", async || {
+        server.info("blocked_clients").await.unwrap().parse::<usize>().unwrap() >= clients
+    })
+    .await;
+}
+
+async fn groups(client: &mut Connection) {
+    for stream in 0..STREAMS {
+        let key = Way::Group.key(stream);
+        client.must(&["XGROUP", "CREATE", &key, "g", "$", "MKSTREAM"]).await.unwrap();
+    }
+}
+
+/// So many clients wait in these ways in turn while clients are switched ten times; each element is given once, and to
+/// each reader of a stream once.
+async fn each_element_once(ways: Vec<Way>, clients: usize) {
     let mut lab = Setup::new().source(&HZ).destination(&HZ).build().await;
     let address = lab.gateway.address();
     let mut producer = Connection::open(&address).await.unwrap();
-    for stream in 0..STREAMS {
-        producer
-            .must(&["XGROUP", "CREATE", &format!("stream:{stream}"), "g", "$", "MKSTREAM"])
-            .await
-            .unwrap();
-    }
+    groups(&mut producer).await;
     lab.mirror().await;
     let shared = Arc::new(Shared::default());
     let mut waiting = JoinSet::new();
-    for number in 0..500 {
-        let way = [Way::Pop, Way::Pop, Way::Move, Way::Group, Way::Group][number % 5];
-        let (address, shared) = (address.clone(), Arc::clone(&shared));
-        waiting.spawn(async move { (way, number, wait(address, way, number, shared).await) });
+    for number in 0..clients {
+        let (way, nth) = (ways[number % ways.len()], number / ways.len());
+        let waits = wait(address.clone(), way, nth, number, Arc::clone(&shared));
+        waiting.spawn(async move { (way, nth, number, waits.await) });
     }
-    eventually("all of them wait", async || {
-        let blocked: usize = lab.source.info("blocked_clients").await.unwrap().parse().unwrap();
-        blocked >= 500
-    })
-    .await;
+    all_wait(&lab.source, clients).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let producing = tokio::spawn({
-        let stop = Arc::clone(&stop);
-        async move {
-            let mut n = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let element = n.to_string();
-                let (queue, stream) = (n / 3 % QUEUES, n / 3 % STREAMS);
-                let (pop, to_move) = (format!("pop:{queue}"), format!("move:{queue}"));
-                let stream = format!("stream:{stream}");
-                match n % 3 {
-                    0 => producer.must(&["RPUSH", &pop, &element]).await.unwrap(),
-                    1 => producer.must(&["RPUSH", &to_move, &element]).await.unwrap(),
-                    _ => producer.must(&["XADD", &stream, "*", "n", &element]).await.unwrap(),
-                };
-                n += 1;
-            }
-            n
+    let mut kinds = Vec::new();
+    for way in ways {
+        if !kinds.contains(&way) {
+            kinds.push(way);
         }
-    });
+    }
+    let producing = tokio::spawn(produce(producer, kinds, Arc::clone(&stop)));
     let mut holds = Vec::new();
     for turn in 0..10 {
         let more = shared.taken.load(Ordering::Relaxed) + 200;
@@ -134,30 +200,107 @@ async fn h31_500_blocked_clients_get_each_element_once() {
         holds.push(entry["max_hold_ms"].as_f64().unwrap());
     }
     stop.store(true, Ordering::Relaxed);
-    let produced = producing.await.unwrap();
-    eventually("everything is taken", async || shared.taken.load(Ordering::Relaxed) >= produced as u64).await;
+    let brought = producing.await.unwrap();
+    // Whoever waits in vain from now on has left nothing behind.
     shared.ending.store(true, Ordering::Relaxed);
 
-    let (mut seen, mut worst) = (HashMap::<String, usize>::new(), Duration::ZERO);
+    let mut seen = HashMap::<String, Vec<String>>::new();
     let mut active = Connection::open(&address).await.unwrap();
     while let Some(ended) = waiting.join_next().await {
-        let (way, number, (got, late)) = ended.unwrap();
-        worst = worst.max(late);
-        for element in &got {
-            *seen.entry(element.clone()).or_default() += 1;
+        let (way, nth, number, got) = ended.unwrap();
+        let key = way.key(nth);
+        if way == Way::Read {
+            assert_eq!(Some(&got), brought.get(&key), "reader {number} of {key}");
+            continue;
         }
-        if matches!(way, Way::Move) {
+        seen.entry(key).or_default().extend(got.iter().cloned());
+        if matches!(way, Way::Move | Way::MoveRight) {
             let moved = active.must(&["LRANGE", &format!("moved:{number}"), "0", "-1"]).await.unwrap();
-            let moved: Vec<String> = moved.items().iter().map(text).collect();
+            let mut moved: Vec<String> = moved.items().iter().map(text).collect();
+            if way == Way::MoveRight {
+                moved.reverse();
+            }
             assert_eq!(moved, got, "what client {number} was told is what was moved");
         }
     }
-    let wrong: Vec<_> = (0..produced).filter(|n| seen.get(&n.to_string()) != Some(&1)).collect();
-    assert!(wrong.is_empty(), "{} of {produced} not exactly once: {wrong:?}", wrong.len());
-    assert_eq!(seen.len(), produced);
-    eprintln!("{produced} elements; holds {holds:.1?} ms; timeouts off by at most {worst:?}");
-    // A timeout that began anew at each switch would be seconds late; how exact it is shows on a machine that does nothing else.
-    assert!(worst < Duration::from_secs(1), "timeouts end on time: {worst:?}");
+    let produced: usize = brought.values().map(Vec::len).sum();
+    for (key, mut elements) in brought {
+        if key.starts_with("Read") {
+            continue;
+        }
+        let mut taken = seen.remove(&key).unwrap_or_default();
+        elements.sort();
+        taken.sort();
+        assert_eq!(taken, elements, "{key}: each element once");
+    }
+    assert!(seen.values().all(Vec::is_empty), "from nowhere: {seen:?}");
+    eprintln!("{produced} elements; holds {holds:.1?} ms");
+    lab.same().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h31_500_blocked_clients_get_each_element_once() {
+    each_element_once(vec![Way::Pop, Way::Pop, Way::Move, Way::Group, Way::Group], 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h31_the_other_blocking_commands_give_each_element_once() {
+    let others = Way::ALL.into_iter().filter(|way| !matches!(way, Way::Pop | Way::Move | Way::Group));
+    each_element_once(others.collect(), 140).await;
+}
+
+/// A hundred clients wait for what never comes, from before a cutover until after it or the rollback behind it. A timeout
+/// goes on where it was, whatever side it began on.
+#[tokio::test(flavor = "multi_thread")]
+async fn h31_timeouts_begun_before_a_switch_end_on_time_behind_it() {
+    const CLIENTS: usize = 100;
+    /// What a busy machine may add. A timeout begun anew would be late by all the time before the switch.
+    const LATE: Duration = Duration::from_millis(300);
+    const CUTOVER: Duration = Duration::from_millis(700);
+    const ROLLBACK: Duration = Duration::from_millis(1700);
+    let mut lab = Setup::new().source(&HZ).destination(&HZ).build().await;
+    let address = lab.gateway.address();
+    groups(&mut Connection::open(&address).await.unwrap()).await;
+    lab.mirror().await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Connection::open(&address).await.unwrap());
+    }
+    let began = Instant::now();
+    let mut waiting = JoinSet::new();
+    for (number, mut client) in clients.into_iter().enumerate() {
+        let way = Way::ALL[number % Way::ALL.len()];
+        let ms = 1000 + number * 2000 / CLIENTS;
+        waiting.spawn(async move {
+            let words = way.words(number, number, ms, "$");
+            let asked = Instant::now();
+            let reply = client.must(&words).await.unwrap();
+            assert_eq!(reply, Reply::Nil, "{words:?}");
+            (asked, Duration::from_millis(ms as u64), Instant::now(), words)
+        });
+    }
+    all_wait(&lab.source, CLIENTS).await;
+    tokio::time::sleep_until((began + CUTOVER).into()).await;
+    let there = lab.cutover().await;
+    let mut switched = vec![Instant::now()];
+    tokio::time::sleep_until((began + ROLLBACK).into()).await;
+    let back = lab.rollback().await;
+    switched.push(Instant::now());
+    let pauses = [&there, &back].map(|entry| entry["pause_ms"].as_f64().unwrap());
+    let (mut late, mut early, mut crossed) = (Duration::ZERO, Duration::ZERO, [0; 3]);
+    while let Some(ended) = waiting.join_next().await {
+        let (asked, timeout, ended, words) = ended.unwrap();
+        let due = asked + timeout;
+        crossed[switched.iter().filter(|at| **at < due).count()] += 1;
+        late = late.max(ended.saturating_duration_since(due));
+        early = early.max(due.saturating_duration_since(ended));
+        assert!(ended < due + LATE, "{words:?} ended {:?} late", ended - due);
+        assert!(ended + Duration::from_millis(20) > due, "{words:?} ended {:?} early", due - ended);
+    }
+    eprintln!(
+        "pauses {pauses:.1?} ms; across 0, 1, 2 switches: {crossed:?}; at most {late:?} late, {early:?} early"
+    );
+    assert!(crossed[1] + crossed[2] >= CLIENTS / 4, "too few waited across a switch: {crossed:?}");
 }
 
 /// XREAD with `$` waits for what comes after the moment at which it began to wait. A switch must not make that moment a
@@ -187,10 +330,7 @@ async fn h31_xread_from_the_end_misses_nothing() {
             reader.queue(&["XREAD", "BLOCK", "0", "STREAMS", &other, "s", "$", "$"]);
             reader.flush().await.unwrap();
         }
-        eventually("all of them wait", async || {
-            lab.source.info("blocked_clients").await.unwrap().parse::<usize>().unwrap() >= READERS
-        })
-        .await;
+        all_wait(&lab.source, READERS).await;
         let writing = async {
             let mut prompt = true;
             while prompt {

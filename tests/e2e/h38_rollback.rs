@@ -7,7 +7,9 @@ use crossfade::cli::demo::connection::{Connection, Reply};
 use crossfade::cli::demo::fill;
 use crossfade::cli::demo::servers::Server;
 use crossfade::cli::demo::workload::{Plan, Workload};
+use crossfade::mirror::POSITION_KEY;
 
+use crate::support::proxy::{Rules, Way};
 use crate::support::{Lab, Setup, eventually, operations};
 
 /// Every write command that a server of 7.0 has, on keys of its own; `@` is the prefix. Some need what others made.
@@ -300,5 +302,76 @@ async fn h38_what_was_flushed_on_the_destination_does_not_come_back() {
     client.must(&[b"FUNCTION".as_slice(), b"RESTORE", library.bytes().unwrap()]).await.unwrap();
     tokio::time::timeout(Duration::from_secs(30), lab.cutover()).await.unwrap();
     assert_eq!(client.must(&["FCALL", "demo_double", "0", "21"]).await.unwrap().number(), Some(42));
+    lab.same().await;
+}
+
+/// The destination counts its stream from 0 again, and the source still holds the mark of the first mirror back, with an
+/// offset far above. The second one must not take it for its own: the source would be emptied and copied anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn h38_a_restart_between_two_cutovers_costs_no_full_copy() {
+    let mut lab = Setup::new().destination(&["--appendonly", "yes"]).build().await;
+    lab.expect_log("the mirror waits");
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SET", "here", "from the beginning"]).await.unwrap();
+    lab.mirror().await;
+    lab.cutover().await;
+    for _ in 0..50 {
+        client.must(&["SET", "large", &"x".repeat(100_000)]).await.unwrap();
+    }
+    lab.in_step().await;
+    lab.rollback().await;
+    lab.destination.restart().await.unwrap();
+    client.must(&["SET", "mark", "1"]).await.unwrap();
+    eventually("the mirror goes on", async || {
+        lab.destination.call(&["GET", "mark"]).await.is_ok_and(|held| held.number() == Some(1))
+    })
+    .await;
+    lab.cutover().await;
+    client.must(&["SET", "mark", "2"]).await.unwrap();
+    eventually("the mirror back runs", async || {
+        lab.source.call(&["GET", "mark"]).await.unwrap().number() == Some(2)
+    })
+    .await;
+    assert!(!lab.gateway.log().contains("full synchronisation"), "{}", lab.gateway.log());
+    assert_eq!(lab.source.call(&["EXISTS", "here"]).await.unwrap().number(), Some(1));
+    lab.same().await;
+}
+
+/// The destination's new history makes the gateway copy everything back anew, and the gateway dies in the middle of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn h38_a_crash_while_the_source_is_copied_anew() {
+    let setup = Setup::new().destination(&["--appendonly", "yes"]).proxies();
+    let mut lab = setup.config("[snapshot]\nmethod = \"commands\"\n").build().await;
+    lab.expect_log("");
+    fill::fill(&lab.source.address(), 3000, 1 << 20).await.unwrap();
+    lab.mirror().await;
+    lab.cutover().await;
+    let slow = Rules { bytes_per_second: Some(200_000), ..Rules::default() };
+    lab.source_proxy.as_ref().unwrap().rules(Way::Up, slow);
+    lab.destination.restart().await.unwrap();
+    eventually("the copy has begun", async || {
+        lab.source.call(&["GET", POSITION_KEY]).await.unwrap().brief().contains(" loading ")
+    })
+    .await;
+    lab.gateway.restart().await.unwrap();
+    lab.source_proxy.as_ref().unwrap().heal();
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SET", "mark", "1"]).await.unwrap();
+    eventually("everything is copied anew", async || {
+        let status = lab.gateway.status().await.unwrap();
+        assert!(status["phase"] != "failed", "{status}");
+        lab.gateway.log().matches("the snapshot is loaded").count() == 2
+    })
+    .await;
+    // Once more from the record: the place where the first mirror back began is of the old history.
+    let copies = lab.gateway.log().matches("is emptied for it").count();
+    lab.gateway.restart().await.unwrap();
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SET", "mark", "2"]).await.unwrap();
+    eventually("the mirror back goes on", async || {
+        lab.source.call(&["GET", "mark"]).await.unwrap().number() == Some(2)
+    })
+    .await;
+    assert_eq!(lab.gateway.log().matches("is emptied for it").count(), copies, "{}", lab.gateway.log());
     lab.same().await;
 }

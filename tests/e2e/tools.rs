@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crossfade::cli::demo::connection::Connection;
 use crossfade::cli::demo::fill;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::oracle;
 use crate::support::proxy::{Proxy, Rules, Way};
@@ -58,6 +60,12 @@ async fn the_proxy_makes_its_faults() {
     assert!(tokio::time::timeout(Duration::from_millis(100), client.call(&["GET", "k"])).await.is_err());
     proxy.heal();
     assert_eq!(client.reply().await.unwrap().bytes().unwrap().len(), 100);
+    // `$100`, the value, two line ends: 108 bytes at 200 a second
+    proxy.rules(Way::Down, Rules { bytes_per_second: Some(200), ..Rules::default() });
+    let began = std::time::Instant::now();
+    client.must(&["GET", "k"]).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(500), "{:?}", began.elapsed());
+    proxy.heal();
     proxy.rules(Way::Down, Rules { cut_after: Some(50), ..Rules::default() });
     assert!(client.call(&["GET", "k"]).await.is_err(), "cut in the middle of the reply");
     proxy.heal();
@@ -68,4 +76,27 @@ async fn the_proxy_makes_its_faults() {
     proxy.refuse(true);
     let refused = async { Connection::open(proxy.address()).await?.call(&["PING"]).await };
     assert!(refused.await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_closes_one_half_and_leaves_the_other() {
+    let behind = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::start(behind.local_addr().unwrap().to_string()).await;
+    for way in [Way::Up, Way::Down] {
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        let (mut server, _) = behind.accept().await.unwrap();
+        client.write_all(b"up").await.unwrap();
+        server.write_all(b"down").await.unwrap();
+        let (mut up, mut down) = ([0; 2], [0; 4]);
+        server.read_exact(&mut up).await.unwrap();
+        client.read_exact(&mut down).await.unwrap();
+        proxy.rules(way, Rules { half_close: true, ..Rules::default() });
+        let (closed, open) =
+            if way == Way::Up { (&mut server, &mut client) } else { (&mut client, &mut server) };
+        assert_eq!(closed.read(&mut up).await.unwrap(), 0, "{way:?}: the end, in an orderly way");
+        closed.write_all(b"back").await.unwrap();
+        open.read_exact(&mut down).await.unwrap();
+        assert_eq!(&down, b"back", "{way:?}: the other half goes on");
+        proxy.heal();
+    }
 }

@@ -1,6 +1,8 @@
 //! H12 for the fields of hashes: their lives change while the mirror is behind, and around a switch and back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Connection as Client;
@@ -171,8 +173,11 @@ pub async fn run(from: &'static str, to: &'static str, method: &str) {
 
     // Around a switch: lives that end before, soon after, and long after it, and some that change while it is prepared.
     let mut writer = Client::open(&gateway.address()).await.unwrap();
+    let rounds = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&rounds);
     let changing = tokio::spawn(async move {
         for n in 0u64.. {
+            count.store(n, Ordering::Relaxed);
             let hash = format!("stream:{}", n % HASHES as u64);
             let ms = (2000 + n * 37 % 90_000).to_string();
             let flag = ["GT", "LT", "NX", "XX"][n as usize % 4];
@@ -188,9 +193,10 @@ pub async fn run(from: &'static str, to: &'static str, method: &str) {
             }
         }
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    within("there is traffic", || rounds.load(Ordering::Relaxed) >= 20).await;
     gateway.cutover().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let switched = rounds.load(Ordering::Relaxed);
+    within("traffic goes on", || rounds.load(Ordering::Relaxed) >= switched + 50).await;
     changing.abort();
     let _ = changing.await;
     let now = times(&mut at_destination);

@@ -8,6 +8,7 @@ pub mod browser;
 pub mod oracle;
 pub mod proxy;
 pub mod resp3;
+pub mod socket;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -315,6 +316,11 @@ impl Front {
     /// `host:port` of the gateway.
     pub fn address(&self) -> String {
         self.gateway.address()
+    }
+
+    /// Everything that the gateway has logged.
+    pub fn log(&self) -> String {
+        self.gateway.log()
     }
 }
 

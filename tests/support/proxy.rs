@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -125,16 +126,23 @@ fn reset(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-async fn relay(client: TcpStream, target: String, shared: Arc<Shared>, stop: CancellationToken) {
+/// The end in an orderly way: what was written still arrives.
+async fn close(to: &mut WriteHalf<'_>) {
+    let _ = socket2::SockRef::from(AsRef::<TcpStream>::as_ref(&*to)).set_linger(None);
+    let _ = to.shutdown().await;
+}
+
+async fn relay(mut client: TcpStream, target: String, shared: Arc<Shared>, stop: CancellationToken) {
     let cut = shared.cut.lock().clone();
-    let Ok(server) = TcpStream::connect(&target).await else {
+    let Ok(mut server) = TcpStream::connect(&target).await else {
         return reset(&client);
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     for stream in [&client, &server] {
         reset(stream); // from here on every close that is not a shutdown is a reset
     }
-    let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
+    // Borrowed halves: owned ones would send an orderly end before the reset when they are dropped.
+    let ((client_in, client_out), (server_in, server_out)) = (client.split(), server.split());
     let here = CancellationToken::new();
     let up = pump(client_in, server_out, shared.rules[0].subscribe(), here.clone());
     let down = pump(server_in, client_out, shared.rules[1].subscribe(), here.clone());
@@ -148,8 +156,8 @@ async fn relay(client: TcpStream, target: String, shared: Arc<Shared>, stop: Can
 }
 
 async fn pump(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
     mut rules: watch::Receiver<Rules>,
     cut: CancellationToken,
 ) {
@@ -161,7 +169,9 @@ async fn pump(
         }
         let now = *rules.borrow();
         if now.half_close {
-            let _ = to.shutdown().await;
+            close(&mut to).await;
+            // Whoever sends does not know: what comes now goes nowhere.
+            let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
             return;
         }
         if now.black_hole {
@@ -184,10 +194,7 @@ async fn pump(
             },
             read = from.read(&mut buffer[..most]) => read,
         };
-        let Ok(length @ 1..) = read else {
-            let _ = to.shutdown().await;
-            return;
-        };
+        let Ok(length @ 1..) = read else { return close(&mut to).await };
         if !now.delay.is_zero() {
             tokio::time::sleep(now.delay).await;
         }
