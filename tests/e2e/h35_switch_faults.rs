@@ -184,7 +184,10 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
     let setup = if fault == Fault::NewOutOfReach { setup.proxies() } else { setup };
     let mut lab = setup.build().await;
     lab.expect_log("");
-    let workload = Workload::start(&Plan { pace: Some(1000), ..Plan::new(lab.gateway.address()).tolerant() });
+    // A timeout at a server that is out of reach ends late, and pairs would call that wrong: there are none below 12 clients.
+    let clients = if fault == Fault::NewOutOfReach { 11 } else { 32 };
+    let plan = Plan { pace: Some(1000), clients, ..Plan::new(lab.gateway.address()).tolerant() };
+    let workload = Workload::start(&plan);
     lab.mirror().await;
     let (mut epoch, patient) = (0, json!({"max_pause": "3s"}));
     for step in STEPS {
