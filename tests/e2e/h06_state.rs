@@ -1,9 +1,11 @@
 //! H06, H31: what a command leaves on a connection of the server's stays with the client that sent it, is there again on the other
 //! side of a switch, and is never found by anybody else.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Connection;
+use crossfade::cli::demo::servers::server_binary;
 
 use super::h06_sessions::{Raw, error, id, invalidates, same, text, transcript};
 use crate::support::{Front, Lab, Setup, eventually, start_server};
@@ -179,6 +181,28 @@ async fn h31_who_has_waited_longest_is_served_first_behind_a_switch() {
     for (n, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.reply().await.unwrap().brief(), format!("[queue {n}]"));
     }
+}
+
+/// Redis before 6.0 takes whole seconds only.
+#[tokio::test(flavor = "multi_thread")]
+async fn h31_timeouts_go_to_servers_that_know_no_fractions() {
+    let old = "redis-5.0";
+    if !Path::new(&server_binary(old)).exists() {
+        eprintln!("skipped: CROSSFADE_SERVERS names no {old}");
+        return;
+    }
+    let mut lab = Setup { servers: [old, ""], ..Setup::new() }.build().await;
+    lab.expect_log("");
+    let mut waits = Connection::open(&lab.gateway.address()).await.unwrap();
+    lab.mirror().await;
+    let asked = Instant::now();
+    waits.queue(&["BLPOP", "queue", "4"]);
+    waits.flush().await.unwrap();
+    let info = async || text(&mut lab.source.connect().await.unwrap(), &["INFO", "clients"]).await;
+    eventually("it waits", async || info().await.contains("blocked_clients:1\r\n")).await;
+    lab.gateway.order("cutover", &serde_json::json!({"rehearse": true})).await.unwrap();
+    assert_eq!(waits.reply().await.unwrap().brief(), "nil");
+    assert!(asked.elapsed() >= Duration::from_secs(4) && asked.elapsed() < Duration::from_secs(6));
 }
 
 /// A command that is in no table may wait: whoever sends it does so alone.

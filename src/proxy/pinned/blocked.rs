@@ -21,6 +21,8 @@ pub(in crate::proxy) struct Blocked {
     timeout: Option<Duration>,
     /// CLIENT UNBLOCK has been, or is being, asked for.
     pub(in crate::proxy) recalled: bool,
+    /// Its timeout has a fraction that the client did not write.
+    fractional: bool,
     /// It came back empty because of that; this is its empty answer.
     pub(in crate::proxy) held: Option<Bytes>,
 }
@@ -37,6 +39,7 @@ impl Blocked {
             // A timeout that is no number: the server refuses it, and nothing blocks.
             timeout: form.timeout(args).flatten(),
             recalled: false,
+            fractional: false,
             held: None,
         }
     }
@@ -90,13 +93,30 @@ impl Blocked {
             if left.is_zero() {
                 return Err(nil);
             }
-            self.args[self.form.timeout_arg] = Bytes::from(self.form.text(left));
+            let text = self.form.text(left);
+            self.fractional = text.contains('.');
+            self.args[self.form.timeout_arg] = Bytes::from(text);
             self.timeout = Some(left);
             self.since = now;
         }
+        Ok(self.command())
+    }
+
+    fn command(&self) -> Bytes {
         let mut bytes = Vec::new();
         write::command(&mut bytes, &self.args);
-        Ok(bytes.into())
+        bytes.into()
+    }
+
+    /// What to send instead to a server that answered `frame`: before 6.0 it takes whole seconds only.
+    pub(super) fn in_whole_seconds(&mut self, frame: &[u8]) -> Option<Bytes> {
+        if !frame.starts_with(b"-ERR timeout is not an integer") || !std::mem::take(&mut self.fractional) {
+            return None;
+        }
+        let left = self.timeout?;
+        let whole = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        self.args[self.form.timeout_arg] = whole.to_string().into();
+        Some(self.command())
     }
 }
 
@@ -129,6 +149,14 @@ mod tests {
         assert_eq!(pop.reissue(second), Ok(encoded("BLPOP q 0.400")));
         pop.held = Some("_\r\n".into());
         assert_eq!(pop.reissue(late), Err("_\r\n".into()));
+        let (mut old, refusal) =
+            (blocked("BRPOP q 3"), b"-ERR timeout is not an integer or out of range\r\n");
+        assert_eq!(old.in_whole_seconds(refusal), None, "the client's own");
+        let later = old.asked + Duration::from_millis(1700);
+        assert_eq!(old.reissue(later), Ok(encoded("BRPOP q 1.300")));
+        assert_eq!(old.in_whole_seconds(b"-WRONGTYPE\r\n"), None);
+        assert_eq!(old.in_whole_seconds(refusal), Some(encoded("BRPOP q 2")));
+        assert_eq!(old.in_whole_seconds(refusal), None);
         let mut for_ever = blocked("XREAD BLOCK 0 STREAMS s $");
         let later = for_ever.asked + Duration::from_secs(1000);
         assert_eq!(for_ever.reissue(later), Ok(encoded("XREAD BLOCK 0 STREAMS s $")));

@@ -142,6 +142,9 @@ impl Session {
                     if blocked.recalled && blocked.ended_early(&frame) {
                         blocked.held = Some(frame.clone());
                         answer = None;
+                    } else if let Some(command) = blocked.in_whole_seconds(&frame) {
+                        pinned.ask(&command, Expect::Blocking, discard);
+                        answer = None;
                     } else {
                         pinned.blocked = None;
                     }
