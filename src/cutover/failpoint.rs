@@ -4,7 +4,7 @@
 //! Inert unless one of two variables is set when the process starts. `CROSSFADE_FAILPOINT` is one of these names,
 //! optionally with `#N` behind it: die at the N-th visit (1 when absent). `CROSSFADE_STOPS` is a directory: whoever comes
 //! to a place whose name is a file there renames it to `NAME.reached` and waits until that is removed, but not for
-//! more than [`LONGEST`].
+//! more than ten seconds.
 //!
 //! | name | the process dies, or waits |
 //! |---|---|
