@@ -105,7 +105,7 @@ fn crowd(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     Ok(all)
 }
 
-/// What the one client does, without a rest.
+/// What one client does, without a rest.
 #[derive(Debug, Clone, Copy)]
 enum Neighbour {
     /// Sends and fetches values of 50 MiB by turns.
@@ -116,6 +116,8 @@ enum Neighbour {
     Sends,
     /// Runs scripts of some 10 ms.
     Scripts,
+    /// Three clients, one for each of the last three.
+    Three,
 }
 
 impl Neighbour {
@@ -125,6 +127,7 @@ impl Neighbour {
             Self::Fetches => "fair_fetches",
             Self::Sends => "fair_sends",
             Self::Scripts => "fair_scripts",
+            Self::Three => "fair_three",
         }
     }
 
@@ -132,7 +135,7 @@ impl Neighbour {
     fn size(self) -> usize {
         match self {
             Self::BothWays => 50 << 20,
-            Self::Fetches | Self::Sends => 100 << 20,
+            Self::Fetches | Self::Sends | Self::Three => 100 << 20,
             Self::Scripts => 0,
         }
     }
@@ -141,7 +144,8 @@ impl Neighbour {
 /// GETs of 50 clients at a steady rate beside each kind of neighbour.
 pub(crate) async fn fair(args: &Args) -> Result<()> {
     args.note(&machine());
-    for neighbour in [Neighbour::BothWays, Neighbour::Fetches, Neighbour::Sends, Neighbour::Scripts] {
+    use Neighbour::{BothWays, Fetches, Scripts, Sends, Three};
+    for neighbour in [BothWays, Fetches, Sends, Scripts, Three] {
         beside(args, neighbour).await?;
     }
     Ok(())
@@ -206,10 +210,17 @@ async fn beside(args: &Args, neighbour: Neighbour) -> Result<()> {
 async fn mix(port: u16, neighbour: Neighbour, seconds: f64) -> Result<[f64; 3]> {
     let stop = Arc::new(AtomicBool::new(false));
     let moved = Arc::new(AtomicU64::new(0));
-    let mover = {
-        let (stop, moved) = (Arc::clone(&stop), Arc::clone(&moved));
-        std::thread::spawn(move || neighbour_of(neighbour, port, &stop, &moved))
+    let kinds = match neighbour {
+        Neighbour::Three => vec![Neighbour::Fetches, Neighbour::Sends, Neighbour::Scripts],
+        one => vec![one],
     };
+    let movers: Vec<_> = kinds
+        .into_iter()
+        .map(|kind| {
+            let (stop, moved) = (Arc::clone(&stop), Arc::clone(&moved));
+            std::thread::spawn(move || neighbour_of(kind, port, &stop, &moved))
+        })
+        .collect();
     let askers: Vec<_> = (0..OTHERS)
         .map(|number| {
             let stop = Arc::clone(&stop);
@@ -229,7 +240,9 @@ async fn mix(port: u16, neighbour: Neighbour, seconds: f64) -> Result<[f64; 3]> 
         let skip = of_one.len() / 5;
         times.extend_from_slice(&of_one[skip..]);
     }
-    mover.join().map_err(|_| anyhow::anyhow!("the neighbour panicked"))??;
+    for mover in movers {
+        mover.join().map_err(|_| anyhow::anyhow!("the neighbour panicked"))??;
+    }
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
     Ok([at(0.5), at(0.99), rate])
@@ -249,7 +262,7 @@ fn neighbour_of(kind: Neighbour, port: u16, stop: &AtomicBool, moved: &AtomicU64
         Neighbour::BothWays => &[(&set, 5), (&get, answer)],
         Neighbour::Fetches => &[(&get, answer)],
         Neighbour::Sends => &[(&set, 5)],
-        Neighbour::Scripts => &[(&script, ":500000500000\r\n".len())],
+        Neighbour::Scripts | Neighbour::Three => &[(&script, ":500000500000\r\n".len())],
     };
     let mut buffer = vec![0; 256 * 1024];
     let mut ask = |command: &[u8], mut left: usize| -> Result<()> {
@@ -263,7 +276,10 @@ fn neighbour_of(kind: Neighbour, port: u16, stop: &AtomicBool, moved: &AtomicU64
         }
         Ok(())
     };
-    ask(&set, 5)?;
+    // There is something to fetch.
+    if size > 0 {
+        ask(&set, 5)?;
+    }
     while !stop.load(Ordering::Relaxed) {
         for (command, answer) in commands {
             ask(command, *answer)?;
