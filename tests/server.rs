@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::path::Path;
+#[allow(unreachable_pub, reason = "shared with the end-to-end tests")]
+#[path = "support/certificates.rs"]
+mod certificates;
+
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use certificates::certificates;
 use crossfade::Side;
 use crossfade::replication::{Journal, Link, ReceiveFrom, Receiver, ReceiverOptions};
 use crossfade::resp::value::Value;
@@ -137,19 +141,6 @@ async fn nobody_there() {
     let began = Instant::now();
     let error = Client::open(&endpoint, Duration::from_millis(200)).await.unwrap_err();
     assert!(error.retry && began.elapsed() < Duration::from_secs(2), "{error}");
-}
-
-/// An authority, a certificate for `localhost` and 127.0.0.1, and one for a client. False: there is no openssl here.
-fn certificates(dir: &Path) -> bool {
-    let script = "set -e
-        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.pem -subj /CN=authority
-        printf 'subjectAltName=DNS:localhost,IP:127.0.0.1' > ext
-        for name in server client; do
-            openssl req -newkey rsa:2048 -nodes -keyout $name.key -out $name.csr -subj /CN=$name
-            openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $name.pem
-        done";
-    let made = Command::new("sh").args(["-c", script]).current_dir(dir).stderr(Stdio::null()).status();
-    made.is_ok_and(|status| status.success())
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::cluster;
 use super::pinned::redirect_at;
 use super::registry::ClientEntry;
-use super::session::{Admission, Closing, Core, ReplyMode, Session};
+use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Answer, Step, credentials};
 use super::upstream::{Credentials, Identity};
 use crate::resp::write::{self, Proto};
@@ -19,14 +19,9 @@ use crate::resp::write::{self, Proto};
 pub(super) fn answer(session: &Rc<Session>, core: &mut Core, name: &str, raw: &[u8], args: &[&[u8]]) -> Step {
     let is_for_anybody = matches!(name, "quit" | "reset" | "auth" | "hello");
     if !is_for_anybody && core.identity.credentials.is_none() && !session.worker.anonymous.get() {
-        match std::mem::replace(&mut core.admission, Admission::Unasked) {
-            Admission::Granted => core.admission = Admission::Granted,
-            Admission::Unasked => return session.ask_admission(core),
-            Admission::Denied(line) => {
-                session.worker.count_errors(1);
-                return say(session, core, |out| out.extend_from_slice(&line));
-            }
-        }
+        let Some(line) = core.denied.take() else { return session.ask_admission(core) };
+        session.worker.count_errors(1);
+        return say(session, core, |out| out.extend_from_slice(&line));
     }
     match name {
         "quit" => {

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::Active;
 use super::pinned::{Blocked, Expect, Fate, Pinned, Replica, SPOIL};
 use super::session::Session;
-use super::special::{ask_aside, ask_on};
+use super::special::{PING, ask_aside, ask_on};
 use super::upstream::{DialError, Key, Upstream, dial};
 use crate::resp::value;
 use crate::resp::write;
@@ -30,8 +30,6 @@ pub(super) enum Recall {
     /// Its user may not ask for the id: by the address that it comes from.
     From(SocketAddr),
 }
-
-const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 impl Session {
     /// Begins to drain: says which blocked command to recall.

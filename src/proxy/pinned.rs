@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::outbuf::{OutBuf, SLICES};
 use super::session::{Closing, Core, ReplyMode, Session};
-use super::special::{Step, credentials};
+use super::special::{PING, Step, credentials};
 use super::upstream::{Identity, Upstream};
 use super::{cursors, local};
 use crate::command::{self, Lane as Route, Pin as Why, Spec, Switch};
@@ -208,7 +208,7 @@ impl Pinned {
 
     /// Lets the connection's next WAIT look at everything that the client has written, whatever connection carried it.
     fn advance(&mut self) {
-        self.ask(b"*1\r\n$4\r\nPING\r\n", Expect::Swallow, false);
+        self.ask(PING, Expect::Swallow, false);
         self.ask(ADVANCE, Expect::Swallow, false);
     }
 
@@ -465,7 +465,7 @@ impl Session {
                 pinned.advance();
                 match spec.and_then(|spec| command::blocking_form(spec, args)) {
                     Some(form) => {
-                        self.block(pinned, args, form);
+                        pinned.blocked = Some(Blocked::new(args, form));
                         Expect::Blocking
                     }
                     None => Expect::Plain,
@@ -484,7 +484,7 @@ impl Session {
                             if pinned.owes() {
                                 return Step::Wait;
                             }
-                            self.block(pinned, args, form);
+                            pinned.blocked = Some(Blocked::new(args, form));
                             Expect::Blocking
                         }
                         None => Expect::Plain,
@@ -496,10 +496,6 @@ impl Session {
         pinned.ask(raw, expect, discard);
         *self.entry.flags.lock() = pinned.flags();
         Step::Done
-    }
-
-    fn block(&self, pinned: &mut Pinned, args: &[&[u8]], form: command::Blocking) {
-        pinned.blocked = Some(Blocked::new(args, form));
     }
 
     /// A command about the connection itself, from a session that has one of its own.
@@ -552,8 +548,7 @@ impl Session {
                 return true;
             }
             let Some(pinned) = core.pinned.as_deref_mut() else { return progress };
-            let written = pinned.write(cx);
-            match written {
+            match pinned.write(cx) {
                 Ok(0) => {}
                 Ok(n) => {
                     self.note_moved(n);

@@ -58,15 +58,6 @@ pub(super) enum ReplyMode {
     Skip,
 }
 
-/// Whether a client that has given no password may use what the gateway itself answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Admission {
-    Unasked,
-    Granted,
-    /// The server wants a password, and says so in these words.
-    Denied(Bytes),
-}
-
 /// What only the session's own task, and the gate, change.
 pub(super) struct Core {
     /// Bytes that have not been handed out.
@@ -83,8 +74,8 @@ pub(super) struct Core {
     pub(super) reply_mode: ReplyMode,
     /// Keys were watched on a side that is no longer active: the next EXEC answers nil.
     pub(super) watch_lost: bool,
-    /// What the server has said to a client without a password.
-    pub(super) admission: Admission,
+    /// The server wants a password for the command in front, and says so in these words.
+    pub(super) denied: Option<Bytes>,
     /// The command in front could not be looked up: it goes to the server as it is.
     pub(super) unnamed: bool,
     eof: bool,
@@ -142,7 +133,7 @@ impl Session {
                 pending: None,
                 reply_mode: ReplyMode::On,
                 watch_lost: false,
-                admission: Admission::Unasked,
+                denied: None,
                 unnamed: false,
                 eof: false,
                 held_since: None,
@@ -700,7 +691,6 @@ impl Session {
             None => "default".into(),
         };
         core.identity = identity;
-        core.admission = Admission::Unasked;
         core.lane = None;
     }
 

@@ -10,7 +10,7 @@ use super::cursors;
 use super::handle::side_of;
 use super::local;
 use super::pinned::Pinned;
-use super::session::{Admission, Closing, Core, ReplyMode, Session};
+use super::session::{Closing, Core, ReplyMode, Session};
 use super::upstream::{
     Credentials, DialError, Identity, Key, Upstream, dial_patiently, read_reply, stayed_away,
 };
@@ -21,7 +21,7 @@ use crate::resp::scan::{Frame, ProtocolError, split_inline};
 use crate::resp::value::{self, Value};
 use crate::resp::write::{self, Proto};
 
-const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+pub(super) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 /// What became of the command in front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -295,12 +295,8 @@ impl Session {
     /// Goes on after something was waited for.
     pub(super) fn settle(self: &Rc<Self>, core: &mut Core, outcome: Outcome) {
         match outcome {
-            Outcome::Admission(Ok(line)) if !line.starts_with(b"-NOAUTH") => {
-                core.admission = Admission::Granted
-            }
-            Outcome::Admission(Ok(line) | Err(DialError::Refused(line))) => {
-                core.admission = Admission::Denied(line)
-            }
+            Outcome::Admission(Ok(line)) if !line.starts_with(b"-NOAUTH") => self.worker.anonymous.set(true),
+            Outcome::Admission(Ok(line) | Err(DialError::Refused(line))) => core.denied = Some(line),
             Outcome::LookedUp(Ok(is_known)) => core.unnamed = !is_known,
             // Its own connection answers for the server, and a transaction must hear of the command.
             Outcome::LookedUp(Err(_)) if core.pinned.is_some() => core.unnamed = true,

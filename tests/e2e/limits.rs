@@ -2,7 +2,6 @@
 //! clients are told when the server stays away, or when they have not authenticated.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::support::certificates::certificates;
 use crate::support::proxy::{Rules, Way};
 use crate::support::resp3::Client;
 use crate::support::{Lab, Setup, eventually};
@@ -41,19 +41,6 @@ async fn counted(lab: &Lab, clients: usize) {
 async fn lane_is_lost(lab: &Lab) {
     eventually("the gateway notices", async || lab.gateway.log().contains("a lane lost its connection"))
         .await;
-}
-
-/// An authority, a certificate for `localhost` and 127.0.0.1, and one for a client. False: there is no openssl here.
-fn certificates(dir: &Path) -> bool {
-    let script = "set -e
-        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.pem -subj /CN=authority
-        printf 'subjectAltName=DNS:localhost,IP:127.0.0.1' > ext
-        for name in server client; do
-            openssl req -newkey rsa:2048 -nodes -keyout $name.key -out $name.csr -subj /CN=$name
-            openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $name.pem
-        done";
-    let made = Command::new("sh").args(["-c", script]).current_dir(dir).stderr(Stdio::null()).status();
-    made.is_ok_and(|status| status.success())
 }
 
 /// `[listen.tls]` with the certificates in `dir`.

@@ -5,6 +5,7 @@
 //! When a test fails, its directory (logs, journals, data) stays, and its path is printed.
 
 pub mod browser;
+pub mod certificates;
 pub mod oracle;
 pub mod proxy;
 pub mod resp3;
