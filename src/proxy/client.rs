@@ -4,9 +4,11 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
+use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
+use tokio_util::io::poll_read_buf;
 
 /// A client's socket.
 #[derive(Debug)]
@@ -27,6 +29,22 @@ impl ClientStream {
             ClientStream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, &mut read),
         })?;
         Poll::Ready(Ok(read.filled().len()))
+    }
+
+    /// Appends up to `most` bytes to `buf`, without touching the memory that they do not fill; 0 at the end.
+    pub(super) fn poll_append(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut BytesMut,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        buf.reserve(most);
+        let mut buf = buf.limit(most);
+        match self {
+            ClientStream::Tcp(stream) => poll_read_buf(Pin::new(stream), cx, &mut buf),
+            ClientStream::Unix(stream) => poll_read_buf(Pin::new(stream), cx, &mut buf),
+            ClientStream::Tls(stream) => poll_read_buf(Pin::new(stream.as_mut()), cx, &mut buf),
+        }
     }
 
     /// Writes what the socket takes now, from outside the session's own task. `WouldBlock` for TLS always:

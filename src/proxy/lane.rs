@@ -10,7 +10,9 @@
 //!
 //! To a server nearby a lane sends one batch at a time: what comes while it is being answered is collected and goes
 //! out with the next write. A server runs one command after the other anyway, so nothing waits longer for it, and
-//! both sides spend far fewer system calls on a command. A lane to a server far away does not wait.
+//! both sides spend far fewer system calls on a command. A lane to a server far away does not wait. Nor does one whose
+//! batch is overdue: a server that is busy with something large reads all that has come when it is done, and what would come
+//! only then could meet the next large thing.
 //!
 //! When the connection is lost, entries of which any byte was written have an unknown outcome: their
 //! sessions are closed and the rest of a half-written entry is dropped. The others wait for the next connection, and when it
@@ -18,7 +20,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -28,7 +30,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::handle::side_of;
 use super::outbuf::{OutBuf, SLICES, TURN};
@@ -44,6 +46,10 @@ const FULL: usize = 4 * 1024 * 1024;
 const BATCH: usize = 16 * 1024;
 /// A server that answers faster than this is near.
 const NEAR: Duration = Duration::from_micros(400);
+/// A batch that has not been answered for this long is overdue.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// How long a lane for large values holds back, while others are overdue, before its next turn.
+const HOLD: Duration = Duration::from_millis(20);
 /// So many single commands of one session in a row, and it is alone.
 const ALONE: u32 = 32;
 /// How long a lone command's answer is waited for without sleeping: on a machine that is not busy, waking up takes longer than
@@ -79,6 +85,8 @@ pub(super) struct Lane {
     batch_end: Cell<u64>,
     /// When the batch was sent, until its first reply comes.
     batch_sent: Cell<Option<Instant>>,
+    /// The batch has gone unanswered for [`PATIENCE`].
+    overdue: Cell<bool>,
     /// Batches of one command each of one session, since there was another; and which session that is.
     singles: Cell<u32>,
     single: RefCell<Weak<Session>>,
@@ -110,6 +118,7 @@ impl Lane {
             back_start: Cell::new(0),
             batch_end: Cell::new(0),
             batch_sent: Cell::new(None),
+            overdue: Cell::new(false),
             singles: Cell::new(0),
             single: RefCell::default(),
             answer_time: Cell::new(Duration::ZERO),
@@ -177,14 +186,52 @@ impl Lane {
             && self.written.get() >= self.batch_end.get()
             && self.appended.get() - self.written.get() < BATCH as u64
             && self.answer_time.get() < NEAR
+            && !self.overdue.get()
+    }
+
+    /// Finds out when a batch is overdue. The timer is not set anew for each batch, but when it has run out: under load it runs
+    /// once a millisecond.
+    fn watch(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) {
+        let Some(sent) = self.batch_sent.get() else { return };
+        if self.key.bulk || self.overdue.get() || self.answer_time.get() >= NEAR {
+            return;
+        }
+        while io.patience.as_mut().poll(cx).is_ready() {
+            let end = sent + PATIENCE;
+            if Instant::now() >= end {
+                self.note_overdue(true, worker);
+                return self.wake();
+            }
+            io.patience.as_mut().reset(end);
+        }
     }
 
     /// Takes the time that the server needed for the batch; a slow moving minimum.
-    fn note_answer(&self) {
+    fn note_answer(&self, worker: &Worker) {
         if let Some(sent) = self.batch_sent.take() {
+            self.note_overdue(false, worker);
             let known = self.answer_time.get();
             self.answer_time.set(sent.elapsed().min(known + known / 64 + Duration::from_micros(1)));
         }
+    }
+
+    fn note_overdue(&self, overdue: bool, worker: &Worker) {
+        if self.overdue.replace(overdue) != overdue {
+            worker.note_overdue(overdue);
+        }
+    }
+
+    /// Others wait for this lane's server, which may be busy with writing to it: until it answers them no more than a turn's bytes
+    /// are read in each [`HOLD`]. The socket fills then, and the server turns to the others.
+    fn holds_back(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) -> bool {
+        if !self.key.bulk || !worker.has_overdue() {
+            return false;
+        }
+        if io.patience.as_mut().poll(cx).is_pending() {
+            return true;
+        }
+        io.patience.as_mut().reset(Instant::now() + HOLD);
+        false
     }
 
     /// A batch begins: takes note of whether it is one more command of the session that sent the last one.
@@ -214,7 +261,7 @@ impl Lane {
         }
     }
 
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         if !self.scheduled.replace(true) {
             if let Some(waker) = &*self.waker.borrow() {
                 waker.wake_by_ref();
@@ -283,6 +330,9 @@ impl Lane {
                 *waker = Some(cx.waker().clone());
             }
         }
+        if self.holds_back(cx, io, worker) {
+            return Poll::Pending;
+        }
         if let Poll::Ready(reason) = self.write(cx, io, worker) {
             return Poll::Ready(reason);
         }
@@ -291,6 +341,7 @@ impl Lane {
             outcome = self.write(cx, io, worker);
         }
         worker.flush_dirty();
+        self.watch(cx, io, worker);
         self.linger(cx);
         if worker.gate_closed() && self.is_idle() {
             worker.progress.notify_one();
@@ -369,7 +420,7 @@ impl Lane {
                     if got == 0 {
                         return Poll::Ready("the server closed the connection".into());
                     }
-                    self.note_answer();
+                    self.note_answer(worker);
                     worker.answered(&io.stream);
                     self.moved.set(worker.clock());
                     let have = io.held + got;
@@ -451,6 +502,7 @@ impl Lane {
         self.front_start.set(start);
         self.batch_end.set(dropped_to);
         self.batch_sent.set(None);
+        self.note_overdue(false, worker);
         let rest = (dropped_to - written) as usize;
         self.out.borrow_mut().advance(rest);
         self.written.set(dropped_to);
@@ -488,6 +540,8 @@ struct Io {
     held: usize,
     scanner: ReplyScanner,
     unflushed: bool,
+    /// Runs out when the batch that it was set for is overdue.
+    patience: Pin<Box<Sleep>>,
 }
 
 async fn run(lane: Rc<Lane>) {
@@ -512,6 +566,7 @@ async fn run(lane: Rc<Lane>) {
                     held: 0,
                     scanner: ReplyScanner::default(),
                     unflushed: false,
+                    patience: Box::pin(tokio::time::sleep(PATIENCE)),
                 };
                 let reason = poll_fn(|cx| lane.poll(cx, &mut io, &worker)).await;
                 *lane.waker.borrow_mut() = None;

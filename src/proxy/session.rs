@@ -447,16 +447,11 @@ impl Session {
         }
         let have = core.input.len();
         let chunk = core.scanner.need().saturating_sub(have).clamp(16 * 1024, TURN);
-        core.input.resize(have + chunk, 0);
-        let got = match self.stream.borrow_mut().poll_read(cx, &mut core.input[have..]) {
-            Poll::Pending => {
-                core.input.truncate(have);
-                return false;
-            }
+        let got = match self.stream.borrow_mut().poll_append(cx, &mut core.input, chunk) {
+            Poll::Pending => return false,
             Poll::Ready(Ok(got)) => got,
             Poll::Ready(Err(_)) => 0,
         };
-        core.input.truncate(have + got);
         if got == 0 {
             core.eof = true;
         }

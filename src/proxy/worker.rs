@@ -104,6 +104,8 @@ pub(super) struct Worker {
     pub(super) scratch: RefCell<Box<[u8]>>,
     /// Sessions with new output.
     pub(super) dirty: RefCell<Vec<Rc<Session>>>,
+    /// Lanes whose batches are overdue.
+    overdue: Cell<usize>,
     /// Told when something ends while the gate is closed.
     pub(super) progress: Notify,
     /// A connection with the gateway's own credentials, for CLIENT UNBLOCK.
@@ -244,6 +246,19 @@ impl Worker {
         }
     }
 
+    /// A lane's batch has become overdue, or has been answered after all.
+    pub(super) fn note_overdue(&self, overdue: bool) {
+        self.overdue.set(self.overdue.get().saturating_add_signed(if overdue { 1 } else { -1 }));
+        if self.overdue.get() == 0 {
+            self.lanes.borrow().values().filter(|lane| lane.key.bulk).for_each(|lane| lane.wake());
+        }
+    }
+
+    /// Whether clients wait for a batch that is overdue.
+    pub(super) fn has_overdue(&self) -> bool {
+        self.overdue.get() > 0
+    }
+
     /// Something may have ended that a drain waits for.
     pub(super) fn drained(&self) {
         if self.gate_closed.get() {
@@ -349,6 +364,7 @@ async fn run(
         sessions: RefCell::default(),
         scratch: RefCell::new(vec![0; 64 * 1024].into_boxed_slice()),
         dirty: RefCell::default(),
+        overdue: Cell::new(0),
         progress: Notify::new(),
         recaller: RefCell::default(),
         started: Instant::now(),
