@@ -33,6 +33,7 @@ pub mod config;
 pub mod cutover;
 #[cfg(test)]
 mod dice;
+mod disk;
 pub mod error;
 pub mod migration;
 pub mod mirror;

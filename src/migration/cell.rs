@@ -23,14 +23,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::disk;
 use super::status::ActiveSide;
+use crate::disk::{self, CRC};
 use crate::error::{Error, Result, Side};
 
 const MAGIC: &[u8; 8] = b"CFCELL01";
 const SLOT: usize = 4096;
 const HEADER: usize = 8 + 8 + 4 + 8;
-const CRC: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_REDIS);
 
 /// Where the mirror towards the old side begins: the state of the new side's stream at the instant of the switch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

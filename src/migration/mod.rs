@@ -6,7 +6,6 @@
 
 pub mod cell;
 mod controller;
-mod disk;
 mod ending;
 mod handle;
 pub mod holder;

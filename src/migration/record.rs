@@ -6,6 +6,7 @@
 //! lock          held (flock) while a gateway uses the directory; its text names the process
 //! commit        which server is active: see [`super::cell`]
 //! record.json   everything else, replaced atomically: what was asked for, why it stopped, the history of switches
+//! scripts       texts that clients brought: see `proxy::scripts`
 //! forward-N/    journal of the mirror that began at epoch N, source to destination
 //! reverse-N/    the same, destination to source
 //! ```
@@ -20,9 +21,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cell::{Cell, Line};
-use super::disk;
 use super::status::{ActiveSide, SwitchEntry};
 use crate::config::Config;
+use crate::disk;
 use crate::error::{Error, Result, Side};
 
 /// How many switches are remembered.

@@ -72,6 +72,7 @@ pub async fn run(config: Config, start_now: bool, shutdown: CancellationToken) -
         epoch: line.epoch,
         connect_timeout: config.server.connect_timeout,
         reconnect_wait: config.server.reconnect_wait,
+        scripts: Some(config.state_dir.join("scripts")),
     })?;
     tracing::info!(
         name = %config.name,

@@ -33,7 +33,7 @@ pub(super) struct Shared {
     pub(super) counters: Vec<Counters>,
     /// Commands that the table does not have.
     pub(super) unknown: Unknown,
-    pub(super) scripts: Scripts,
+    pub(super) scripts: Arc<Scripts>,
 }
 
 /// A reading of the data path's counters.
@@ -78,7 +78,7 @@ impl Proxy {
             counters: (0..count).map(|_| Counters::default()).collect(),
             registry: Registry::default(),
             unknown: Unknown::new(),
-            scripts: Scripts::default(),
+            scripts: options.scripts.as_deref().map_or_else(Arc::default, Scripts::open),
             options,
         });
         let mut workers = Vec::with_capacity(count);
@@ -227,6 +227,7 @@ impl Proxy {
     pub async fn shutdown(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let _ = self.ask(|answer| Request::Shutdown { deadline, answer }).await;
+        self.shared.scripts.close().await;
     }
 }
 

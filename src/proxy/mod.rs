@@ -134,6 +134,8 @@ pub struct ProxyOptions {
     pub connect_timeout: Duration,
     /// How long a command waits for a lost server before its client gets an error.
     pub reconnect_wait: Duration,
+    /// The file that keeps the scripts of clients for the next gateway; without one they are kept in memory only.
+    pub scripts: Option<PathBuf>,
 }
 
 impl ProxyOptions {

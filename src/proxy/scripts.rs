@@ -7,12 +7,19 @@
 //! What is kept is bounded: texts of SCRIPT LOAD up to [`LOADED_BYTES`]; of EVAL the latest [`EVALUATED`], as many as
 //! Redis 7.4 keeps itself. A script that was loaded before its clients came to the gateway, and never since, is not known
 //! here: EVALSHA then answers NOSCRIPT, as after a restart of the server.
+//!
+//! A gateway that is started anew finds them in `state_dir`: [`book`].
+
+mod book;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::error::Result;
 use crate::resp::write;
@@ -27,11 +34,18 @@ const EVALUATED_BYTES: usize = 8 * 1024 * 1024;
 const PORTION: usize = 1024 * 1024;
 /// For one portion to be answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Texts that are looked at without letting go of the lock.
+const GLANCE: usize = 1024;
+/// For the last ones to be written at the end.
+const LAST: Duration = Duration::from_secs(2);
 
 /// The scripts that clients brought.
 #[derive(Debug, Default)]
 pub(super) struct Scripts {
     kept: Mutex<Kept>,
+    /// For the thread that writes them down: something changed.
+    changed: Condvar,
+    writer: Mutex<Option<JoinHandle<()>>>,
     carrier: tokio::sync::Mutex<Option<Carrier>>,
 }
 
@@ -46,6 +60,10 @@ struct Kept {
     evaluated: BTreeSet<u64>,
     evaluated_bytes: usize,
     full: bool,
+    /// How often a client flushed them.
+    flushes: u64,
+    /// Nothing comes any more.
+    closing: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +81,33 @@ struct Carrier {
 }
 
 impl Scripts {
+    /// Those that the file at `path` holds; from now on what comes is written there, by a thread of its own. A file that
+    /// cannot be used is no reason not to serve.
+    pub(super) fn open(path: &Path) -> Arc<Self> {
+        let scripts = Arc::new(Self::default());
+        match book::open(path, |text, loaded| scripts.keep(text, loaded)) {
+            Ok(mut book) => {
+                book.next = scripts.kept.lock().next;
+                let shared = Arc::clone(&scripts);
+                match std::thread::Builder::new().name("scripts".into()).spawn(move || book.keep_up(&shared))
+                {
+                    Ok(thread) => *scripts.writer.lock() = Some(thread),
+                    Err(error) => book::unwritten(path, &error),
+                }
+            }
+            Err(error) => book::unwritten(path, &error),
+        }
+        scripts
+    }
+
+    /// Nothing comes any more: waits until the last ones are written.
+    pub(super) async fn close(&self) {
+        self.kept.lock().closing = true;
+        self.changed.notify_one();
+        let Some(thread) = self.writer.lock().take() else { return };
+        let _ = tokio::time::timeout(LAST, tokio::task::spawn_blocking(|| thread.join())).await;
+    }
+
     /// Looks at a command of a script family: takes its text, or forgets all.
     pub(super) fn learn(&self, name: &str, args: &[&[u8]]) {
         match (name, args) {
@@ -75,7 +120,10 @@ impl Scripts {
 
     fn flush(&self) {
         let mut kept = self.kept.lock();
-        *kept = Kept { next: kept.next, ..Kept::default() };
+        let Kept { next, flushes, closing, .. } = *kept;
+        *kept = Kept { next, flushes: flushes + 1, closing, ..Kept::default() };
+        drop(kept);
+        self.changed.notify_one();
     }
 
     fn keep(&self, text: &[u8], loaded: bool) {
@@ -97,6 +145,8 @@ impl Scripts {
         }
         kept.forget(text);
         kept.add(Bytes::copy_from_slice(text), loaded);
+        drop(kept);
+        self.changed.notify_one();
     }
 
     /// Opens a connection to the side that a switch goes to, and loads everything there.
@@ -130,22 +180,15 @@ impl Scripts {
 
     async fn load(&self, carrier: &mut Carrier) -> Result<()> {
         loop {
-            let (mut commands, mut count) = (Vec::new(), 0);
-            {
-                let kept = self.kept.lock();
-                for (number, text) in kept.order.range(carrier.next..) {
-                    if commands.len() > PORTION {
-                        break;
-                    }
-                    write::command(&mut commands, &[b"SCRIPT".as_slice(), b"LOAD", text]);
-                    count += 1;
-                    carrier.next = number + 1;
-                }
-            }
-            if count == 0 {
+            let texts = self.kept.lock().portion(&mut carrier.next);
+            if texts.is_empty() {
                 return Ok(());
             }
-            let replies = carrier.client.pipeline(&commands, count).await?;
+            let mut commands = Vec::new();
+            for (text, _) in &texts {
+                write::command(&mut commands, &[b"SCRIPT".as_slice(), b"LOAD", text]);
+            }
+            let replies = carrier.client.pipeline(&commands, texts.len()).await?;
             // A text that does not compile was refused to its client as well.
             if let Some(text) = replies.iter().find_map(crate::resp::value::Value::error) {
                 tracing::debug!(side = %carrier.client.side(), %text, "a script was not loaded");
@@ -155,6 +198,20 @@ impl Scripts {
 }
 
 impl Kept {
+    /// The next ones from number `next` on, as many as go at once, and whether each was loaded; moves `next` behind them.
+    fn portion(&self, next: &mut u64) -> Vec<(Bytes, bool)> {
+        let (mut texts, mut bytes) = (Vec::new(), 0);
+        for (&number, text) in self.order.range(*next..).take(GLANCE) {
+            texts.push((text.clone(), !self.evaluated.contains(&number)));
+            *next = number + 1;
+            bytes += text.len();
+            if bytes > PORTION {
+                break;
+            }
+        }
+        texts
+    }
+
     fn add(&mut self, text: Bytes, loaded: bool) {
         let number = self.next;
         self.next += 1;
@@ -189,7 +246,7 @@ impl Kept {
 mod tests {
     use super::*;
 
-    fn texts(scripts: &Scripts) -> Vec<String> {
+    pub(super) fn texts(scripts: &Scripts) -> Vec<String> {
         let kept = scripts.kept.lock();
         assert_eq!(kept.places.len(), kept.order.len());
         kept.order.values().map(|text| String::from_utf8_lossy(text).into_owned()).collect()

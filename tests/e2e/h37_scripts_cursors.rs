@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossfade::cli::demo::connection::{Connection, Reply};
 
-use crate::support::{Setup, eventually};
+use crate::support::{PATIENCE, Setup, eventually};
 
 async fn text(client: &mut Connection, command: &[&str]) -> String {
     let reply = client.must(command).await.unwrap();
@@ -48,6 +48,63 @@ async fn h37_evalsha_finds_its_script_on_the_new_side() {
     lab.cutover().await;
     let reply = client.call(&["EVALSHA", &late, "0"]).await.unwrap();
     assert!(matches!(&reply, Reply::Error(text) if text.starts_with(b"NOSCRIPT")), "{reply:?}");
+}
+
+/// A gateway that was killed is started anew between SCRIPT LOAD and a switch: with the clients on the source, and on the
+/// destination; where the file of scripts ends in the middle of one; behind SCRIPT FLUSH.
+#[tokio::test(flavor = "multi_thread")]
+async fn h37_scripts_outlive_the_gateway_that_heard_them() {
+    let mut lab = Setup::new().build().await;
+    lab.mirror().await;
+    let file = lab.path().join("gateway/state/scripts");
+    let mut known = Vec::new();
+    for (turn, torn) in [false, false, true, true].into_iter().enumerate() {
+        let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+        let loaded = format!("return 'loaded {turn}'");
+        known.push((digest(&mut client, &loaded).await, format!("loaded {turn}")));
+        let evaluated = format!("return 'evaluated {turn}'");
+        client.must(&["EVAL", &evaluated, "0"]).await.unwrap();
+        let (active, passive) = lab.active().await;
+        let mut direct = Connection::open(&active.address()).await.unwrap();
+        known.push((digest(&mut direct, &evaluated).await, format!("evaluated {turn}")));
+        let holds = |text: &str| {
+            let bytes = std::fs::read(&file).unwrap_or_default();
+            bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        };
+        eventually("the file holds both", async || holds(&loaded) && holds(&evaluated)).await;
+        // Other clients of that server may do this at any time.
+        passive.call(&["SCRIPT", "FLUSH"]).await.unwrap();
+        lab.gateway.kill();
+        if torn {
+            let whole = std::fs::read(&file).unwrap();
+            std::fs::write(&file, [&whole[..], &whole[8..20]].concat()).unwrap();
+        }
+        lab.gateway.restart().await.unwrap();
+        if turn % 2 == 0 {
+            lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+            lab.cutover().await;
+        } else {
+            lab.gateway.wait_phase("cut-over", PATIENCE).await.unwrap();
+            lab.rollback().await;
+        }
+        let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+        for (sha, says) in &known {
+            assert_eq!(text(&mut client, &["EVALSHA", sha, "0"]).await, *says, "turn {turn}");
+        }
+    }
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SCRIPT", "FLUSH"]).await.unwrap();
+    lab.destination.call(&["SCRIPT", "FLUSH"]).await.unwrap();
+    eventually("the file is empty", async || std::fs::metadata(&file).unwrap().len() < 10).await;
+    lab.gateway.kill();
+    lab.gateway.restart().await.unwrap();
+    lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    lab.cutover().await;
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    for (sha, _) in &known {
+        let reply = client.call(&["EVALSHA", sha, "0"]).await.unwrap();
+        assert!(matches!(&reply, Reply::Error(text) if text.starts_with(b"NOSCRIPT")), "{reply:?}");
+    }
 }
 
 /// Loads one script after the other and runs each at once, while clients are switched to and fro.
