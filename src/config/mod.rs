@@ -96,7 +96,7 @@ pub struct Listen {
     pub query_buffer_limit: usize,
     /// Idle clients are closed after this time; none keeps them.
     pub idle_timeout: Option<Duration>,
-    /// TCP keepalive towards clients; none switches it off.
+    /// Silence of a client until the first TCP keepalive probe, the others follow at a third of it; none switches it off.
     pub tcp_keepalive: Option<Duration>,
     /// Whether a client may replicate the active server through the gateway.
     pub allow_replicas: bool,

@@ -1,7 +1,7 @@
 //! Every client of the gateway, whatever worker serves it: what CLIENT LIST shows and CLIENT KILL ends.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -70,6 +70,8 @@ impl ClientEntry {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     clients: DashMap<u64, Arc<ClientEntry>>,
+    /// Places that are taken: one for each client, from before it is in `clients` until after it is not.
+    taken: AtomicUsize,
     next: AtomicU64,
 }
 
@@ -79,12 +81,22 @@ impl Registry {
         self.next.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// Takes one of `most` places for a client; false when there is none. [`Self::remove`] gives it back.
+    pub(super) fn reserve(&self, most: usize) -> bool {
+        // Several workers accept at once: looking and taking is one step.
+        let one_more = |taken| (taken < most).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
+    /// A client that has its place.
     pub(super) fn insert(&self, entry: Arc<ClientEntry>) {
         self.clients.insert(entry.id, entry);
     }
 
     pub(super) fn remove(&self, id: u64) {
-        self.clients.remove(&id);
+        if self.clients.remove(&id).is_some() {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn find(&self, id: u64) -> Option<Arc<ClientEntry>> {
@@ -107,5 +119,26 @@ impl Registry {
         let mut all: Vec<_> = self.clients.iter().map(|entry| Arc::clone(entry.value())).collect();
         all.sort_by_key(|entry| entry.id);
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_place_is_taken_twice() {
+        let (registry, together) = (Registry::default(), std::sync::Barrier::new(4));
+        let taken: usize = std::thread::scope(|scope| {
+            let takes = || {
+                together.wait();
+                (0..300_000).filter(|_| registry.reserve(1_000_000)).count()
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(takes)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(taken, 1_000_000);
+        assert!(!registry.reserve(1_000_000));
+        assert!(registry.reserve(1_000_001));
     }
 }

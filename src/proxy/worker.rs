@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 
@@ -457,7 +457,7 @@ async fn accept_tcp(worker: Rc<Worker>, listener: std::net::TcpListener) {
         };
         let _ = crate::server::swift(&stream, peer);
         if let Some(after) = worker.options().listen.tcp_keepalive {
-            let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(after));
+            let _ = crate::server::keep_alive(&stream, after);
         }
         let local = stream.local_addr().map(|addr| addr.to_string()).unwrap_or_default();
         let worker = Rc::clone(&worker);
@@ -512,7 +512,7 @@ async fn refuse(mut stream: ClientStream) {
 
 fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String) {
     let registry = &worker.shared.registry;
-    if registry.len() >= worker.options().listen.max_clients {
+    if !registry.reserve(worker.options().listen.max_clients) {
         tokio::task::spawn_local(refuse(stream));
         return;
     }

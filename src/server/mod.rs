@@ -30,6 +30,6 @@ pub use events::Events;
 pub use info::{Info, Keyspace};
 pub use processors::stand_aside;
 pub use scheduling::let_neighbours_run;
-pub(crate) use socket::swift;
+pub(crate) use socket::{keep_alive, swift};
 pub use stream::Stream;
 pub use tls::{TlsClient, TlsOptions};

@@ -103,6 +103,23 @@ async fn limits_max_clients() {
     }
 }
 
+/// As many workers as it takes for two to accept at the same instant: not one too many comes in.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_max_clients_is_exact_in_a_rush() {
+    let lab = lab("listen.max_clients = 40\nlisten.workers = 8\n").await;
+    for round in 0..8 {
+        let ask = async || {
+            let mut client = open(&lab).await;
+            (client.ask(&["PING"]).await == "PONG").then_some(client)
+        };
+        let clients: Vec<Client> =
+            futures_util::future::join_all((0..200).map(|_| ask())).await.into_iter().flatten().collect();
+        assert_eq!(clients.len(), 40, "round {round}");
+        drop(clients);
+        counted(&lab, 0).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_max_clients_over_tls() {
     let dir = tempfile::tempdir().unwrap();
