@@ -46,3 +46,23 @@ async fn restarts_never_show_a_status_that_is_not_true() {
     lab.same().await;
     lab.rollback().await;
 }
+
+/// A server that comes back counts its stream from 0 again: tests that wait until the other side is in step must not take
+/// the offset of its former life, which is further, for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_of_the_active_server_are_waited_for_by_the_tests() {
+    let mut lab = Setup::new().durable().build().await;
+    lab.expect_log("");
+    lab.mirror().await;
+    for turn in 0..3 {
+        let number = turn.to_string();
+        for _ in 0..100 {
+            lab.source.call(&["SET", "long", &"x".repeat(10_000)]).await.unwrap();
+        }
+        lab.in_step().await;
+        lab.source.restart().await.unwrap();
+        lab.source.call(&["SET", "mark", &number]).await.unwrap();
+        lab.in_step().await;
+        assert_eq!(lab.destination.call(&["GET", "mark"]).await.unwrap().brief(), number);
+    }
+}

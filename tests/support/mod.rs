@@ -14,9 +14,11 @@ pub mod socket;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crossfade::cli::demo::connection::Reply;
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions, tail};
 use crossfade::cli::demo::servers::{Server, server_binary};
 use crossfade::cli::demo::workload::{Verdict, Workload};
+use crossfade::mirror::{Mark, POSITION_KEY, Reach};
 use serde_json::Value as Json;
 
 /// The executable under test.
@@ -185,8 +187,20 @@ impl Lab {
 
     /// Waits until the passive side has everything that the active side has executed so far.
     pub async fn in_step(&mut self) {
-        let (active, _) = self.active().await;
+        let (active, passive) = self.active().await;
         let end: u64 = active.info("master_repl_offset").await.unwrap().parse().unwrap();
+        // An offset says nothing without the history that it belongs to: that of a server that was restarted counts
+        // from 0 again, and the one that is applied lies far ahead until everything has been copied anew.
+        let history = match active.info("master_replid").await {
+            Ok(history) => history,
+            Err(_) => active.info("run_id").await.unwrap(),
+        };
+        eventually("the mirror follows the history of the active server", async || {
+            let held = passive.call(&["GET", POSITION_KEY]).await;
+            let held = held.as_ref().ok().and_then(Reply::bytes).map(String::from_utf8_lossy);
+            matches!(held.and_then(|text| Mark::parse(&text)), Some(Mark { reach: Reach::At(at), .. }) if at.replid == history)
+        })
+        .await;
         let applied = |status: &Json| {
             let reached = status["mirror"]["applied_offset"].as_u64().is_some_and(|offset| offset >= end);
             reached && matches!(status["phase"].as_str(), Some("mirroring" | "cut-over"))
