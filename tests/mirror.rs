@@ -584,7 +584,7 @@ async fn expiries_are_padded_settled_and_padded_again() {
     }
     pair.same(false).await;
 
-    mirror.pad().await.unwrap();
+    mirror.pad(Instant::now() + PATIENCE).await.unwrap();
     padded(&pair.to, 1, "hours").await;
     pair.in_step(&mirror).await;
     pair.same(true).await;
@@ -600,7 +600,7 @@ async fn the_gateways_own_keys_keep_their_expiries() {
     let mirror = pair.spawn(Start::Snapshot);
     live(&mirror).await;
     mirror.settle(Instant::now() + PATIENCE).await.unwrap();
-    mirror.pad().await.unwrap();
+    mirror.pad(Instant::now() + PATIENCE).await.unwrap();
     for db in 0..3 {
         padded(&pair.to, db, "hours").await;
     }

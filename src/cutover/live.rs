@@ -1,8 +1,9 @@
 //! The real world: two servers, the data path, the mirror, the commit cell.
 
+use std::future::Future;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::fence::{self, Fence};
@@ -26,6 +27,9 @@ const NEAR: Duration = Duration::from_millis(25);
 
 /// The fence ends by itself this much after the longest pause, should nobody be left to take it down.
 const FENCE_MARGIN: Duration = Duration::from_secs(10);
+
+/// A new side that has answered so lately is there: the commit line itself takes as long to write.
+const RECENT: Duration = Duration::from_millis(2);
 
 impl From<ActiveSide> for Active {
     fn from(side: ActiveSide) -> Self {
@@ -307,14 +311,24 @@ impl Parts for Live {
         };
         // Equality, not silence: the new side has applied the last byte that the old side's stream has.
         let begun = Instant::now();
-        self.mirror.wait_applied(offset, deadline).await?;
+        let side = client.side();
+        self.mirror.wait_applied(offset, deadline).await.map_err(|error| {
+            Error::passing(side, format!("the {side} does not hold everything yet")).because(error)
+        })?;
         let applied = begun.elapsed();
-        self.mirror.settle_last().await?;
+        answer(side, "its last expiries", deadline, self.mirror.settle_last()).await?;
         let settled = begun.elapsed();
-        let offset = stream_end(client).await?;
+        let offset = answer(side, "the end of its stream", deadline, stream_end(client)).await?;
         let position = standby.engage(offset, deadline).await?;
         tracing::debug!(?applied, ?settled, engaged = ?begun.elapsed(), "the mirror is drained");
         Ok(StartPosition { replid: position.replid, offset: position.offset, db: position.db })
+    }
+
+    async fn last_sign(&mut self, deadline: Instant) -> Result<()> {
+        let Some(client) = &mut self.open.to else {
+            return Err(Error::new(Side::Gateway, "no connection"));
+        };
+        answer(client.side(), "a last sign of life", deadline, client.hears(RECENT)).await
     }
 
     async fn commit(&mut self, epoch: u64, start: StartPosition, pause: Duration) -> Result<(), Uncommitted> {
@@ -411,9 +425,9 @@ impl Parts for Live {
         tracing::warn!("the fence on the {} is still up; trying again", self.kind.origin());
     }
 
-    async fn undo(&mut self) {
+    async fn undo(&mut self, until: Instant) {
         if self.open.settled {
-            if let Err(error) = self.mirror.pad().await {
+            if let Err(error) = self.mirror.pad(until).await {
                 tracing::debug!(%error, "expiries stay exact for now");
             }
         }
@@ -421,6 +435,20 @@ impl Parts for Live {
             standby.stop().await;
         }
         self.forget_fence();
+    }
+}
+
+/// A server's answer inside the pause; an error says for what it was asked.
+async fn answer<T>(
+    side: Side,
+    what: &str,
+    deadline: Instant,
+    asked: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let failed = |how: &str| Error::passing(side, format!("the {side} {how} when it was asked for {what}"));
+    match timeout_at(deadline, asked).await {
+        Ok(answered) => answered.map_err(|error| failed("failed").because(error)),
+        Err(_) => Err(failed("did not answer in time")),
     }
 }
 

@@ -24,12 +24,13 @@ enum Fate {
     DiesAfter,
 }
 
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 10] = [
     "prepare",
     "close_gate",
     "drain_clients",
     "fence",
     "drain_mirror",
+    "last_sign",
     "commit",
     "open_gate",
     "release",
@@ -186,6 +187,12 @@ impl Parts for World {
         Ok(StartPosition { replid: "r".into(), offset: self.new.len() as u64, db: 0 })
     }
 
+    async fn last_sign(&mut self, _deadline: Instant) -> Result<()> {
+        self.step("last_sign").await?;
+        self.after("last_sign").await;
+        Ok(())
+    }
+
     async fn commit(
         &mut self,
         epoch: u64,
@@ -218,7 +225,7 @@ impl Parts for World {
         self.fenced = false;
     }
 
-    async fn undo(&mut self) {
+    async fn undo(&mut self, _until: Instant) {
         let _ = self.step("undo").await;
         self.standby = false;
         self.settled = false;

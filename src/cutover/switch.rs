@@ -11,6 +11,9 @@ use crate::error::{Error, Result, Side};
 use crate::migration::cell::StartPosition;
 use crate::migration::status::{ActiveSide, StepTimes, SwitchEntry, SwitchKind, SwitchOutcome};
 
+/// For undoing what was prepared, where the pause leaves less: servers that answer need a fraction of it.
+const UNDONE: Duration = Duration::from_millis(250);
+
 /// What is to be done.
 #[derive(Debug)]
 pub struct Order {
@@ -72,6 +75,8 @@ pub trait Parts: Send {
         offset: u64,
         deadline: Instant,
     ) -> impl Future<Output = Result<StartPosition>> + Send;
+    /// The new side is there at this moment. Costs nothing where it has just been heard of.
+    fn last_sign(&mut self, deadline: Instant) -> impl Future<Output = Result<()>> + Send;
     /// Writes the commit line.
     fn commit(
         &mut self,
@@ -85,8 +90,8 @@ pub trait Parts: Send {
     fn release(&mut self, epoch: u64) -> impl Future<Output = ()> + Send;
     /// The fence comes down after an abort. Called before the gate opens, only when the fence was tried.
     fn unfence(&mut self) -> impl Future<Output = ()> + Send;
-    /// What else was prepared is undone.
-    fn undo(&mut self) -> impl Future<Output = ()> + Send;
+    /// What else was prepared is undone; what needs a server that does not answer until then goes on by itself.
+    fn undo(&mut self, until: Instant) -> impl Future<Output = ()> + Send;
 }
 
 /// Runs a switch to its end, whichever that is.
@@ -103,7 +108,7 @@ pub async fn run<P: Parts>(parts: &mut P, order: Order) -> SwitchEntry {
         }
         Err((error, epoch)) => {
             let held = give_up(parts, kind, epoch, &mut gate, &mut times).await;
-            (SwitchOutcome::Aborted, Some(error.to_string()), epoch, held)
+            (SwitchOutcome::Aborted, Some(format!("at {}: {error}", gate.step)), epoch, held)
         }
     };
     SwitchEntry {
@@ -127,7 +132,11 @@ enum End {
 /// What has to be undone, and the pause.
 #[derive(Default)]
 struct Gate {
+    /// The step that it has come to.
+    step: &'static str,
     closed_at: Option<Instant>,
+    /// When the pause is over at the latest.
+    deadline: Option<Instant>,
     fence_tried: bool,
     pause: Option<Duration>,
 }
@@ -142,6 +151,7 @@ async fn steps<P: Parts>(
     let standing = epoch - 1;
     let stays = |error: Error| (error, standing);
 
+    gate.step = "prepare";
     let began = Instant::now();
     parts.prepare(began + prepare_within).await.map_err(stays)?;
     times.prepare = ms(began.elapsed());
@@ -157,20 +167,24 @@ async fn steps<P: Parts>(
 
     // From here on clients wait.
     let mut clock = Clock::new(max_pause);
-    gate.closed_at = Some(clock.began);
+    (gate.closed_at, gate.deadline) = (Some(clock.began), Some(clock.deadline));
+    gate.step = "close_gate";
     within(clock.deadline, "closing the gate", parts.close_gate()).await.map_err(stays)?;
     times.close_gate = clock.lap();
     failpoint::reach("close_gate").await;
 
+    gate.step = "drain_clients";
     parts.drain_clients(clock.deadline).await.map_err(stays)?;
     times.drain_clients = clock.lap();
     failpoint::reach("drain_clients").await;
 
+    gate.step = "fence";
     gate.fence_tried = true;
     let offset = within(clock.deadline, "the fence", parts.fence()).await.map_err(stays)?;
     times.fence = clock.lap();
     failpoint::reach("fence").await;
 
+    gate.step = "drain_mirror";
     let start = within(clock.deadline, "draining the mirror", parts.drain_mirror(offset, clock.deadline))
         .await
         .map_err(stays)?;
@@ -180,10 +194,12 @@ async fn steps<P: Parts>(
     if rehearse {
         return Ok(End::Rehearsed { epoch: standing });
     }
+    gate.step = "commit";
     if Instant::now() >= clock.deadline {
         return Err(stays(late("everything before the commit", max_pause)));
     }
     failpoint::reach("before_commit").await;
+    within(clock.deadline, "the last sign of life", parts.last_sign(clock.deadline)).await.map_err(stays)?;
 
     // ---- THE POINT OF NO RETURN ----------------------------------------------------------------------------------
     // Above this line every `?` leads to `give_up`: the old side goes on. Once `commit` has returned, the new side is
@@ -230,7 +246,8 @@ async fn give_up<P: Parts>(
         gate.pause = Some(closed_at.elapsed());
     }
     failpoint::reach("undo").await;
-    parts.undo().await;
+    let soon = Instant::now() + UNDONE;
+    parts.undo(gate.deadline.map_or(soon, |deadline| deadline.max(soon))).await;
     held
 }
 

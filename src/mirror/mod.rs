@@ -487,9 +487,8 @@ impl Mirror {
     /// nearest first.
     ///
     /// # Errors
-    /// The mirror is not applying.
-    pub async fn pad(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(30);
+    /// The mirror is not applying, or the deadline passed: then it is done later, at the latest when they do not hold any more.
+    pub async fn pad(&self, deadline: Instant) -> Result<()> {
         self.ask(deadline, |reply| Request::Pad { reply }).await
     }
 

@@ -13,15 +13,13 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Waker};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 
 use super::client::ClientStream;
@@ -217,7 +215,7 @@ impl Worker {
         let mut pool = self.pool.borrow_mut();
         let idle = pool.get_mut(key)?;
         while let Some(mut upstream) = idle.pop() {
-            if is_silent(&mut upstream) {
+            if upstream.stream.is_silent() {
                 return Some(upstream);
             }
         }
@@ -269,14 +267,6 @@ impl Worker {
     fn all_sessions(&self) -> Vec<Rc<Session>> {
         self.sessions.borrow().values().cloned().collect()
     }
-}
-
-/// Whether an idle connection stands and has nothing to say.
-fn is_silent(upstream: &mut Upstream) -> bool {
-    let mut byte = [0; 1];
-    let mut read = ReadBuf::new(&mut byte);
-    let mut cx = Context::from_waker(Waker::noop());
-    Pin::new(&mut upstream.stream).poll_read(&mut cx, &mut read).is_pending()
 }
 
 /// One listener for each worker, all on the same port.

@@ -2,7 +2,7 @@
 //! destination. It speaks RESP2, so nothing arrives that was not asked for.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +23,8 @@ pub struct Client {
     /// Set while a call is under way. Whoever drops a call before its end leaves it set, and the connection is
     /// not used again: the next reply would be the answer to another question.
     midway: bool,
+    /// When the last replies had come.
+    heard: Instant,
 }
 
 impl Client {
@@ -41,6 +43,7 @@ impl Client {
             decoder: Decoder::default(),
             per_call: timeout,
             midway: false,
+            heard: Instant::now(),
         };
         client.log_in(endpoint).await?;
         if endpoint.db != 0 {
@@ -128,12 +131,25 @@ impl Client {
         match outcome {
             Ok(values) => {
                 self.midway = false;
+                self.heard = Instant::now();
                 Ok(values)
             }
             Err(cause) => {
                 Err(Error::passing(self.side, "the connection to the server failed").because(cause))
             }
         }
+    }
+
+    /// Makes sure that the server is there: an answer that is younger than `recent` says so, on a connection that still
+    /// stands; else it is asked.
+    ///
+    /// # Errors
+    /// As [`Self::call`]. A server that answers with an error is there.
+    pub async fn hears(&mut self, recent: Duration) -> Result<()> {
+        if !self.midway && self.heard.elapsed() < recent && self.stream.is_silent() {
+            return Ok(());
+        }
+        self.call(&["PING"]).await.map(drop)
     }
 
     /// One section of INFO; an empty name gives the default sections.
@@ -281,6 +297,22 @@ mod tests {
         assert!(late.contains("no reply within"), "{late}");
         let after = client.call(&["PING"]).await.unwrap_err().to_string();
         assert!(after.contains("in the middle"), "{after}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_just_answered_is_not_asked_again() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        const PING: (&str, &str) = ("*1\r\n$4\r\nPING\r\n", "+PONG\r\n");
+        let endpoint = scripted(&[PING, PING]).await;
+        let mut client = Client::open(&endpoint, SECOND).await.unwrap();
+        client.call(&["PING"]).await.unwrap();
+        client.hears(HOUR).await.unwrap();
+        client.hears(Duration::ZERO).await.unwrap();
+        client.hears(HOUR).await.unwrap();
+        // What was scripted is over: the server reads one more thing, and closes.
+        let gone = client.hears(Duration::ZERO).await.unwrap_err();
+        assert!(gone.retry, "{gone}");
+        client.hears(HOUR).await.unwrap_err();
     }
 
     #[tokio::test]

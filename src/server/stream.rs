@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -28,6 +28,13 @@ impl Stream {
             Stream::Tls(inner) => inner.get_ref().0.local_addr().ok(),
             Stream::Unix(_) => None,
         }
+    }
+
+    /// Whether it stands and has nothing to say, as far as that has been heard.
+    pub(crate) fn is_silent(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut read = ReadBuf::new(&mut byte);
+        Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut read).is_pending()
     }
 }
 

@@ -139,8 +139,8 @@ impl Fault {
     fn commits(self, step: &str) -> Option<bool> {
         match step {
             "after_commit" | "open_gate" | "release" => Some(true),
-            // The new side has everything, and nobody is asked any more.
-            "drain_mirror" | "before_commit" => Some(true),
+            // The new side has everything, but a sign of life is missing before the commit. The old side is not asked any more.
+            "drain_mirror" | "before_commit" => Some(self == Self::OldDies),
             // It may have everything already.
             "fence" if self == Self::OldDies => None,
             _ => Some(false),
@@ -195,7 +195,7 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
             operations(&workload, 200).await;
             let before = lab.gateway.wait_until("settled", PATIENCE, settled).await.unwrap();
             let there = before["active"] == "source";
-            let order = if there { "cutover" } else { "rollback" };
+            let (order, side) = if there { ("cutover", "destination") } else { ("rollback", "source") };
             let what = format!("{order} at {step}, {fault:?}");
             let (waits, reached) = (stops.path().join(step), stops.path().join(format!("{step}.reached")));
             std::fs::write(&waits, "").unwrap();
@@ -234,6 +234,12 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
             }
             assert!(committed || answer["outcome"] == "aborted" && !answer["reason"].is_null(), "{answer}");
             assert!(answer["pause_ms"].as_f64().unwrap() < 5000.0, "the budget of 3 s: {answer}");
+            if !committed && fault != Fault::OldDies {
+                // Nobody waits for the new side any longer than the pause may last.
+                assert!(took < Duration::from_millis(3800), "{what}: {took:?}: {answer}");
+                let reason = answer["reason"].as_str().unwrap_or_default();
+                assert!(reason.starts_with("at ") && reason.contains(side), "{what}: {answer}");
+            }
             // Where the active side is not the one that is gone, clients go on at once.
             if committed == (fault == Fault::OldDies) {
                 operations(&workload, 200).await;
