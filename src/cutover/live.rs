@@ -95,6 +95,7 @@ impl Live {
     /// # Errors
     /// When a server cannot be reached.
     pub async fn facts(&mut self, verification: Verification) -> Result<Facts> {
+        self.proxy.reaches_active().await?;
         let epoch = self.store.line().epoch.to_string();
         if let Err(error) = self.connect().await {
             return Err(if error.side == self.from.side {
@@ -272,6 +273,10 @@ impl Parts for Live {
         let (prepared, settled) = (prepared?, settled?);
         tracing::debug!(?prepared, ?settled, "ready for the gate");
         self.near(deadline.min(Instant::now() + Duration::from_secs(5))).await
+    }
+
+    async fn last_look(&mut self) -> Result<()> {
+        self.proxy.reaches_active().await
     }
 
     async fn close_gate(&mut self) -> Result<()> {

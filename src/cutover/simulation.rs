@@ -24,8 +24,9 @@ enum Fate {
     DiesAfter,
 }
 
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "prepare",
+    "last_look",
     "close_gate",
     "drain_clients",
     "fence",
@@ -150,6 +151,13 @@ impl Parts for World {
             .await
             .unwrap_or_else(|_| Err(Error::passing(Side::Gateway, "prepare hangs")))?;
         self.after("prepare").await;
+        Ok(())
+    }
+
+    async fn last_look(&mut self) -> Result<()> {
+        let outlook = tokio::time::timeout(Duration::from_secs(1), self.step("last_look")).await;
+        outlook.unwrap_or_else(|_| Err(Error::passing(Side::Gateway, "last_look hangs")))?;
+        self.after("last_look").await;
         Ok(())
     }
 

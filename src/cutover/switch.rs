@@ -62,6 +62,8 @@ pub enum Uncommitted {
 pub trait Parts: Send {
     /// With traffic running: connections, the standby mirror, expiries. May be called again after a postponement.
     fn prepare(&mut self, deadline: Instant) -> impl Future<Output = Result<()>> + Send;
+    /// The gate may be closed: what would make clients wait in vain is not so.
+    fn last_look(&mut self) -> impl Future<Output = Result<()>> + Send;
     /// No command is handed out from here on.
     fn close_gate(&mut self) -> impl Future<Output = Result<()>> + Send;
     /// Everything that was handed out is answered.
@@ -164,6 +166,7 @@ async fn steps<P: Parts>(
         times.prepare += ms(again.elapsed());
     }
     failpoint::reach("prepare").await;
+    parts.last_look().await.map_err(stays)?;
 
     // From here on clients wait.
     let mut clock = Clock::new(max_pause);

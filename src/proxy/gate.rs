@@ -86,14 +86,32 @@ impl Busy {
     }
 }
 
+/// The active server cannot be reached, and clients' commands wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Away {
+    pub(super) side: Active,
+    /// Clients that wait.
+    pub(super) clients: usize,
+}
+
+/// Why a worker is not drained.
+#[derive(Debug)]
+pub(super) enum Undrained {
+    /// Something did not come to its end in time.
+    Late(&'static str),
+    /// What waits for a server that is away does not come to its end by waiting.
+    Away(Away),
+}
+
 /// A request to one worker; dropped senders mean that the worker is gone.
 #[derive(Debug)]
 pub(super) enum Request {
     Prepare { to: Active, deadline: Instant, answer: oneshot::Sender<Result<PrepareReport, String>> },
     Busy { answer: oneshot::Sender<Vec<Busy>> },
+    Away { answer: oneshot::Sender<Option<Away>> },
     Close { answer: oneshot::Sender<()> },
-    Drain { deadline: Instant, answer: oneshot::Sender<Result<DrainReport, String>> },
-    Hear { deadline: Instant, answer: oneshot::Sender<Result<(), String>> },
+    Drain { deadline: Instant, answer: oneshot::Sender<Result<DrainReport, Undrained>> },
+    Hear { deadline: Instant, answer: oneshot::Sender<Result<(), Undrained>> },
     Arm { active: Active, deadline: Instant, answer: oneshot::Sender<Result<(), String>> },
     Open { active: Active, epoch: u64, answer: oneshot::Sender<OpenReport> },
     Shutdown { deadline: Instant, answer: oneshot::Sender<()> },

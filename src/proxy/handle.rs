@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::gate::{Busy, DrainReport, OpenReport, PrepareReport, Request};
+use super::gate::{Away, Busy, DrainReport, OpenReport, PrepareReport, Request, Undrained};
 use super::registry::Registry;
 use super::scripts::Scripts;
 use super::worker;
@@ -153,6 +153,17 @@ impl Proxy {
         all
     }
 
+    /// Whether the active server is away while clients' commands wait for it. To close the gate then would only make more
+    /// of them wait.
+    ///
+    /// # Errors
+    /// It is; the message says how many clients wait.
+    pub async fn reaches_active(&self) -> Result<()> {
+        let all = self.ask(|answer| Request::Away { answer }).await?;
+        let sum = |sum: Away, away: Away| Away { clients: sum.clients + away.clients, ..away };
+        all.into_iter().flatten().reduce(sum).map_or(Ok(()), |away| Err(is_away(away)))
+    }
+
     /// Closes the gate: when it returns no worker hands out another command.
     ///
     /// # Errors
@@ -185,12 +196,13 @@ impl Proxy {
     }
 
     /// A worker's answer; if something did not finish, with the name of the client and its command.
-    async fn in_time<T>(&self, answer: std::result::Result<T, String>) -> Result<T> {
+    async fn in_time<T>(&self, answer: std::result::Result<T, Undrained>) -> Result<T> {
         match answer {
             Ok(report) => Ok(report),
-            Err(text) => {
+            Err(Undrained::Away(away)) => Err(is_away(away)),
+            Err(Undrained::Late(text)) => {
                 let named = Busy::name(&self.busy().await);
-                let text = named.map_or(text.clone(), |named| format!("{text}: {named}"));
+                let text = named.map_or(text.to_owned(), |named| format!("{text}: {named}"));
                 Err(Error::passing(Side::Client, text))
             }
         }
@@ -236,6 +248,11 @@ pub(super) fn side_of(active: Active) -> Side {
         Active::Source => Side::Source,
         Active::Destination => Side::Destination,
     }
+}
+
+fn is_away(Away { side, clients }: Away) -> Error {
+    let text = format!("the {side} is away; clients whose commands wait for it: {clients}");
+    Error::passing(side_of(side), text).remedy("bring it back first, then try again")
 }
 
 fn gone() -> Error {

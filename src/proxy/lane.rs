@@ -550,7 +550,7 @@ async fn run(lane: Rc<Lane>) {
     loop {
         let Some(worker) = lane.worker.upgrade() else { return };
         let patience = worker.options().reconnect_wait;
-        let dialled = dial(worker.options(), &lane.key, false).await;
+        let dialled = dial(&worker, &lane.key, false).await;
         let patient = down_since.elapsed() < patience;
         let failure = match dialled {
             Ok(upstream) if upstream.loading && patient => "the server is loading its data".to_owned(),

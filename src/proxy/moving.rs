@@ -84,6 +84,11 @@ impl Session {
         self.inflight.get() == 0 && core.pending.is_none() && pinned_quiet
     }
 
+    /// Whether it waits for a connection of its own, or for what another one is asked.
+    pub(super) fn is_dialling(&self) -> bool {
+        self.core.try_borrow().is_ok_and(|core| core.pending.is_some())
+    }
+
     /// Whether it has to be armed before the gate opens.
     pub(super) fn has_pinned(&self) -> bool {
         self.core.try_borrow().is_ok_and(|core| core.pinned.is_some())
@@ -125,7 +130,7 @@ impl Session {
         let mut fresh = if moves && self.needs_connection() {
             match self.worker.take_pooled(&key) {
                 Some(upstream) => Some(upstream),
-                None => match dial(self.worker.options(), &key, false).await {
+                None => match dial(&self.worker, &key, false).await {
                     Ok(upstream) => Some(upstream),
                     Err(DialError::Refused(line)) => {
                         self.close_now();

@@ -143,7 +143,7 @@ impl Session {
                 let worker = Rc::clone(&self.worker);
                 core.pending = Some(Box::pin(async move {
                     let wait = worker.options().reconnect_wait;
-                    Outcome::Pinned(dial_patiently(worker.options(), &key, false, wait).await)
+                    Outcome::Pinned(dial_patiently(&worker, &key, false, wait).await)
                 }));
                 Step::Wait
             }
@@ -203,7 +203,7 @@ impl Session {
         let worker = Rc::clone(&self.worker);
         core.pending = Some(Box::pin(async move {
             let wait = worker.options().reconnect_wait;
-            let dialled = dial_patiently(worker.options(), &key, false, wait).await;
+            let dialled = dial_patiently(&worker, &key, false, wait).await;
             Outcome::Stranger { error, dialled }
         }));
     }
@@ -234,7 +234,7 @@ impl Session {
         let discard = core.reply_mode != ReplyMode::On;
         core.pending = Some(Box::pin(async move {
             let wait = worker.options().reconnect_wait;
-            let dialled = dial_patiently(worker.options(), &key, hello, wait).await;
+            let dialled = dial_patiently(&worker, &key, hello, wait).await;
             Outcome::Identity { identity, answer, dialled, discard }
         }));
         Step::Done
@@ -280,13 +280,12 @@ impl Session {
         let command = Bytes::copy_from_slice(raw);
         let discard = core.reply_mode != ReplyMode::On;
         core.pending = Some(Box::pin(async move {
-            let reply =
-                match dial_patiently(worker.options(), &key, false, worker.options().reconnect_wait).await {
-                    Ok(mut upstream) => {
-                        ask_on(&mut upstream, &command).await.map_err(|cause| lost(key.side, cause))
-                    }
-                    Err(error) => Err(error),
-                };
+            let reply = match dial_patiently(&worker, &key, false, worker.options().reconnect_wait).await {
+                Ok(mut upstream) => {
+                    ask_on(&mut upstream, &command).await.map_err(|cause| lost(key.side, cause))
+                }
+                Err(error) => Err(error),
+            };
             Outcome::Answered { reply, discard }
         }));
         Step::Done
@@ -456,7 +455,7 @@ pub(super) async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Res
     let mut again = pooled.is_some();
     let mut upstream = match pooled {
         Some(upstream) => upstream,
-        None => dial_patiently(worker.options(), key, false, wait).await?,
+        None => dial_patiently(worker, key, false, wait).await?,
     };
     loop {
         match ask_on(&mut upstream, command).await {
@@ -466,7 +465,7 @@ pub(super) async fn ask_aside(worker: &Worker, key: &Key, command: &[u8]) -> Res
             }
             Err(_) if again => {
                 again = false;
-                upstream = dial_patiently(worker.options(), key, false, wait).await?;
+                upstream = dial_patiently(worker, key, false, wait).await?;
             }
             Err(cause) => {
                 return Err(lost(key.side, cause));

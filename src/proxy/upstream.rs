@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::worker::Worker;
 use super::{Active, ProxyOptions};
 use crate::error::{Error, Side};
 use crate::resp::scan::ReplyScanner;
@@ -99,15 +100,23 @@ fn side(active: Active) -> Side {
 }
 
 /// Opens a connection for `key`. `hello`: send HELLO even for RESP2, to have the server's answer.
-pub(super) async fn dial(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstream, DialError> {
+pub(super) async fn dial(worker: &Worker, key: &Key, hello: bool) -> Result<Upstream, DialError> {
+    let options = worker.options();
     let within = options.connect_timeout;
-    match tokio::time::timeout(within, attempt(options, key, hello)).await {
+    let outcome = match tokio::time::timeout(within, attempt(options, key, hello)).await {
         Ok(outcome) => outcome,
         Err(_) => {
             let text = format!("no answer to a new connection in {within:?}");
             Err(DialError::Lost(Error::passing(side(key.side), text)))
         }
-    }
+    };
+    let reached = match &outcome {
+        Ok(upstream) => !upstream.loading,
+        Err(DialError::Refused(_)) => true,
+        Err(DialError::Lost(_)) => false,
+    };
+    worker.note_reached(key.side, reached);
+    outcome
 }
 
 async fn attempt(options: &ProxyOptions, key: &Key, hello: bool) -> Result<Upstream, DialError> {
@@ -220,7 +229,7 @@ pub(super) async fn read_reply(stream: &mut Stream, buf: &mut BytesMut) -> std::
 
 /// Dials again and again until `wait` is over; refusals by the server end it at once.
 pub(super) async fn dial_patiently(
-    options: &ProxyOptions,
+    worker: &Worker,
     key: &Key,
     hello: bool,
     wait: Duration,
@@ -228,7 +237,7 @@ pub(super) async fn dial_patiently(
     let end = tokio::time::Instant::now() + wait;
     let mut pause = Duration::from_millis(5);
     loop {
-        match dial(options, key, hello).await {
+        match dial(worker, key, hello).await {
             Err(DialError::Lost(error)) if tokio::time::Instant::now() + pause < end => {
                 tracing::debug!("{error}; trying again");
                 tokio::time::sleep(pause).await;

@@ -34,7 +34,7 @@ use crate::error::{Error, Result, Side};
 use crate::server::{Client, Stream};
 
 use company::Company;
-use switching::{arm, busy, drain, hear, open, prepare};
+use switching::{arm, away, busy, drain, hear, open, prepare};
 
 /// Idle connections kept for one identity.
 const POOL: usize = 128;
@@ -45,6 +45,8 @@ const YIELDS: u32 = 2;
 /// Sockets that a worker looks at before its lanes send what came. With many more, clients that wait for one reply each have all
 /// sent before the server hears of the first, and then have nothing to do until it answers; with few, every command costs more.
 const EVENTS: usize = 20;
+/// Somebody who waits for a server tries again sooner than this.
+const AGAIN: Duration = Duration::from_millis(500);
 /// As many commands from one read are a pipeline.
 const PIPELINE: u32 = 4;
 
@@ -95,6 +97,8 @@ pub(super) struct Worker {
     gate_closed: Cell<bool>,
     /// The active side takes commands from clients that have not authenticated, as far as it is known.
     pub(super) anonymous: Cell<bool>,
+    /// When the last attempt to reach the active side failed; none since one succeeded.
+    unreached: Cell<Option<Instant>>,
     lanes: RefCell<HashMap<Key, Rc<Lane>>>,
     pool: RefCell<HashMap<Key, Vec<Upstream>>>,
     sessions: RefCell<HashMap<u64, Rc<Session>>>,
@@ -208,6 +212,19 @@ impl Worker {
         if upstream.key.identity.credentials.is_none() && upstream.key.side == self.active.get() {
             self.anonymous.set(!upstream.locked);
         }
+    }
+
+    /// Takes note of whether a server could be reached and takes commands.
+    pub(super) fn note_reached(&self, side: Active, reached: bool) {
+        if side == self.active.get() {
+            self.unreached.set((!reached).then(Instant::now));
+        }
+    }
+
+    /// Whether those who wait for the active side have just tried in vain to reach it: each tries again and again.
+    fn is_away(&self) -> bool {
+        let patience = self.options().connect_timeout + AGAIN;
+        self.unreached.get().is_some_and(|since| since.elapsed() < patience)
     }
 
     /// A connection from the pool that still stands.
@@ -349,6 +366,7 @@ async fn run(
         shared,
         gate_closed: Cell::new(false),
         anonymous: Cell::new(false),
+        unreached: Cell::new(None),
         lanes: RefCell::default(),
         pool: RefCell::default(),
         sessions: RefCell::default(),
@@ -370,6 +388,9 @@ async fn run(
             }
             Request::Busy { answer } => {
                 let _ = answer.send(busy(&worker));
+            }
+            Request::Away { answer } => {
+                let _ = answer.send(away(&worker));
             }
             Request::Close { answer } => {
                 worker.gate_closed.set(true);

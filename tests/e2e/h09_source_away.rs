@@ -1,12 +1,14 @@
 //! H09: the source restarts or cannot be reached for a while.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Connection;
 use crossfade::cli::demo::workload::{Plan, Workload};
+use serde_json::json;
 
 use crate::support::proxy::{Rules, Way};
-use crate::support::{Front, eventually, operations};
+use crate::support::{Front, Lab, PATIENCE, Setup, eventually, operations};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h09_idle_clients_stay_and_the_next_command_waits() {
@@ -76,4 +78,86 @@ async fn h09_links_cut_in_the_middle_of_a_frame() {
     let verdict = workload.stop().await.unwrap().judge(&front.server.address()).await.unwrap();
     assert!(verdict.is_clean(), "{verdict}");
     assert!(verdict.reconnects > 0, "{verdict}");
+}
+
+/// A command that waits for its server does not come to its end by a closed gate: a switch that is asked for meanwhile is
+/// refused at once, and one whose source goes away while it is prepared is given up before clients are held.
+#[tokio::test(flavor = "multi_thread")]
+async fn h09_no_switch_begins_while_commands_wait_for_the_source() {
+    let stops = tempfile::tempdir().unwrap();
+    let (waits, reached) = (stops.path().join("prepare"), stops.path().join("prepare.reached"));
+    let setup = Setup::new().durable().env("CROSSFADE_STOPS", stops.path().to_str().unwrap());
+    let mut lab = setup.config("server.reconnect_wait = \"60s\"\n").build().await;
+    lab.expect_log("");
+    let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+    client.must(&["SET", "k", "0"]).await.unwrap();
+    lab.mirror().await;
+    let patient = json!({"max_pause": "5s"});
+    for prepared in [false, true] {
+        let lost = lab.gateway.log().matches("a lane lost its connection").count();
+        let Lab { gateway, source, .. } = &mut lab;
+        let mut go_away = async |client: &mut Connection| {
+            source.kill();
+            eventually("the gateway notices", async || {
+                gateway.log().matches("a lane lost its connection").count() > lost
+            })
+            .await;
+            let before = gateway.status().await.unwrap()["traffic"]["commands"].as_u64();
+            client.queue(&["INCR", "k"]);
+            client.flush().await.unwrap();
+            eventually("the command waits", async || {
+                gateway.status().await.unwrap()["traffic"]["commands"].as_u64() > before
+            })
+            .await;
+            Instant::now()
+        };
+        let (answer, since) = if prepared {
+            loop {
+                std::fs::write(&waits, "").unwrap();
+                let answered = AtomicBool::new(false);
+                let switching = async {
+                    let answer = gateway.post("/v1/cutover", &patient).await;
+                    answered.store(true, Ordering::Relaxed);
+                    answer.unwrap().1
+                };
+                let striking = async {
+                    let stands = async || reached.exists() || answered.load(Ordering::Relaxed);
+                    eventually("it is prepared", stands).await;
+                    if !reached.exists() {
+                        return None;
+                    }
+                    go_away(&mut client).await;
+                    std::fs::remove_file(&reached).unwrap();
+                    Some(Instant::now())
+                };
+                match tokio::join!(switching, striking) {
+                    (answer, Some(since)) => break (answer, since),
+                    // The mirror has hardly come back.
+                    (answer, None) => eprintln!("not yet: {answer}"),
+                }
+            }
+        } else {
+            let since = go_away(&mut client).await;
+            (gateway.post("/v1/cutover", &patient).await.unwrap().1, since)
+        };
+        let took = since.elapsed();
+        let said = answer.to_string();
+        assert!(
+            said.contains("the source is away; clients whose commands wait for it: 1"),
+            "{prepared}: {said}"
+        );
+        assert!(took < Duration::from_secs(3), "{prepared}: {took:?} {said}");
+        let pause = answer["pause_ms"].as_f64();
+        assert_eq!(pause, prepared.then_some(0.0), "the gate was never closed: {said}");
+        source.restart().await.unwrap();
+        let number = if prepared { "2" } else { "1" };
+        assert_eq!(client.reply().await.unwrap().brief(), number);
+        gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+    }
+    eventually("the same switch, undisturbed", async || {
+        let (_, answer) = lab.gateway.post("/v1/cutover", &patient).await.unwrap();
+        answer["outcome"] == "committed"
+    })
+    .await;
+    assert_eq!(client.must(&["GET", "k"]).await.unwrap().brief(), "2");
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{POOL, Worker};
 use crate::error::Result;
 use crate::proxy::Active;
-use crate::proxy::gate::{Busy, DrainReport, OpenReport, PrepareReport};
+use crate::proxy::gate::{Away, Busy, DrainReport, OpenReport, PrepareReport, Undrained};
 use crate::proxy::moving::Recall;
 use crate::proxy::session::{Closing, Session};
 use crate::proxy::upstream::{Identity, Key, dial};
@@ -66,7 +66,7 @@ pub(super) async fn prepare(
         missing.extend(std::iter::repeat_n(key, count.saturating_sub(have)));
     }
     for some in missing.chunks(DIALS) {
-        let dials = some.iter().map(|key| dial(worker.options(), key, false));
+        let dials = some.iter().map(|key| dial(worker, key, false));
         let all = tokio::time::timeout_at(deadline, futures_util::future::join_all(dials))
             .await
             .map_err(|_| format!("connections to the {to} did not open in time"))?;
@@ -137,10 +137,26 @@ async fn ids_of(client: &mut Client, blocked: &[Recall]) -> Result<Vec<Vec<u8>>>
     Ok(blocked.iter().filter_map(id).collect())
 }
 
+/// Clients whose commands wait for the active side while that is away. What a server that is there has yet to answer is not
+/// meant.
+pub(super) fn away(worker: &Worker) -> Option<Away> {
+    let side = worker.active.get();
+    if !worker.is_away() {
+        return None;
+    }
+    let mut clients = worker.all_sessions().iter().filter(|session| session.is_dialling()).count();
+    for lane in worker.lanes.borrow().values() {
+        if lane.key.side == side && !lane.is_up() {
+            clients += lane.busy_with().0.len();
+        }
+    }
+    (clients > 0).then_some(Away { side, clients })
+}
+
 pub(super) async fn drain(
     worker: &Rc<Worker>,
     deadline: Instant,
-) -> std::result::Result<DrainReport, String> {
+) -> std::result::Result<DrainReport, Undrained> {
     let deadline = tokio::time::Instant::from_std(deadline);
     let mut report = DrainReport::default();
     let mut ids = Vec::new();
@@ -159,12 +175,15 @@ pub(super) async fn drain(
             if is_drained(worker) {
                 return Ok(report);
             }
+            if let Some(away) = away(worker) {
+                return Err(Undrained::Away(away));
+            }
             if tokio::time::timeout_at(round.min(deadline), worker.progress.notified()).await.is_err() {
                 break;
             }
         }
         if tokio::time::Instant::now() >= deadline {
-            return Err("commands did not finish in time".into());
+            return Err(Undrained::Late("commands did not finish in time"));
         }
         // A blocking command may have reached the server after its recall did: asked again.
         ids = worker.all_sessions().iter().filter_map(|session| session.still_blocked()).collect();
@@ -172,14 +191,14 @@ pub(super) async fn drain(
 }
 
 /// Every message that was published has come to its subscribers here.
-pub(super) async fn hear(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<(), String> {
+pub(super) async fn hear(worker: &Rc<Worker>, deadline: Instant) -> std::result::Result<(), Undrained> {
     for session in worker.all_sessions() {
         session.hear_out();
     }
     let deadline = tokio::time::Instant::from_std(deadline);
     while !is_drained(worker) {
         if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err() {
-            return Err("messages did not come to their subscribers in time".into());
+            return Err(Undrained::Late("messages did not come to their subscribers in time"));
         }
     }
     Ok(())
@@ -263,6 +282,7 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
         worker.epoch.set(epoch);
         worker.shared.unknown.forget_missing();
         worker.anonymous.set(false);
+        worker.unreached.set(None);
     }
     worker.gate_closed.set(false);
     let stale: Vec<_> =
