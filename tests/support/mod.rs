@@ -188,17 +188,24 @@ impl Lab {
     /// Waits until the passive side has everything that the active side has executed so far.
     pub async fn in_step(&mut self) {
         let (active, passive) = self.active().await;
-        let end: u64 = active.info("master_repl_offset").await.unwrap().parse().unwrap();
-        // An offset says nothing without the history that it belongs to: that of a server that was restarted counts
-        // from 0 again, and the one that is applied lies far ahead until everything has been copied anew.
-        let history = match active.info("master_replid").await {
-            Ok(history) => history,
-            Err(_) => active.info("run_id").await.unwrap(),
-        };
+        // An offset says nothing without the history that it belongs to: that of a server that was restarted counts from 0
+        // again, and the one that is applied lies far ahead until everything has been copied anew. A server that nobody has
+        // replicated from yet begins another history when somebody does, so both are read until they fit.
+        let mut end = 0;
         eventually("the mirror follows the history of the active server", async || {
+            let history = match active.info("master_replid").await {
+                Ok(history) => history,
+                Err(_) => active.info("run_id").await.unwrap_or_default(),
+            };
             let held = passive.call(&["GET", POSITION_KEY]).await;
             let held = held.as_ref().ok().and_then(Reply::bytes).map(String::from_utf8_lossy);
-            matches!(held.and_then(|text| Mark::parse(&text)), Some(Mark { reach: Reach::At(at), .. }) if at.replid == history)
+            let mark = held.and_then(|text| Mark::parse(&text));
+            let follows =
+                mark.is_some_and(|mark| matches!(mark.reach, Reach::At(at) if at.replid == history));
+            if follows {
+                end = active.info("master_repl_offset").await.unwrap().parse::<u64>().unwrap();
+            }
+            follows
         })
         .await;
         let applied = |status: &Json| {
