@@ -91,6 +91,15 @@ fn from_info(name: &[u8], row: &Value) -> Option<Spec> {
             _ => 0,
         };
     }
+    // Redis says with a flag what may wait since 7.0, with a category since 6.0. Before, what no script may run is taken for it:
+    // BLPOP and its kin are among that, and whoever sends one has a connection of its own, that is all.
+    let may_wait = match row.get(6).and_then(Value::as_array) {
+        Some(categories) => categories.iter().any(|category| category.as_str() == Some("@blocking")),
+        None => bits & flags::NOSCRIPT != 0,
+    };
+    if may_wait {
+        bits |= flags::BLOCKING;
+    }
     let position = |at: usize| row.get(at).and_then(Value::as_i64).and_then(|n| i16::try_from(n).ok());
     let (first, last, step) = (position(3)?, position(4)?, position(5)?);
     let mut keys: Vec<KeySpec> = Vec::new();
@@ -156,6 +165,23 @@ mod tests {
         cache.forget_missing();
         assert!(cache.get(b"nope").is_none());
         assert!(cache.get(b"json.set").unwrap().is_some());
+    }
+
+    #[test]
+    fn what_may_wait_is_known_from_servers_of_all_ages() {
+        let lane = |row: &str| Unknown::new().learn(b"take", &value(row)).unwrap().lane;
+        let head = "$4\r\ntake\r\n:-3\r\n";
+        for (flags, categories) in [
+            ("*2\r\n+write\r\n+noscript\r\n", ""),
+            ("*2\r\n+write\r\n+noscript\r\n", "*2\r\n+@list\r\n+@blocking\r\n"),
+            ("*2\r\n+write\r\n+blocking\r\n", "*0\r\n"),
+        ] {
+            let fields = if categories.is_empty() { 6 } else { 7 };
+            let row = format!("*1\r\n*{fields}\r\n{head}{flags}:1\r\n:-2\r\n:1\r\n{categories}");
+            assert_eq!(lane(&row), Lane::Pinned(Pin::Blocking), "{row:?}");
+        }
+        let harmless = format!("*1\r\n*7\r\n{head}*1\r\n+noscript\r\n:0\r\n:0\r\n:0\r\n*1\r\n+@slow\r\n");
+        assert_eq!(lane(&harmless), Lane::Shared);
     }
 
     #[test]

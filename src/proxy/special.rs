@@ -18,7 +18,7 @@ use super::worker::Worker;
 use crate::command::{self, Kind, Lane as Route, Pin, Spec, Switch};
 use crate::error::Error;
 use crate::resp::scan::{Frame, ProtocolError, split_inline};
-use crate::resp::value::{self, Value};
+use crate::resp::value;
 use crate::resp::write::{self, Proto};
 
 pub(super) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
@@ -241,12 +241,11 @@ impl Session {
     }
 
     /// The server agreed to HELLO: the client has its name, and this is its reply.
-    pub(super) fn greet(&self, raw: &[u8], identity: &Identity, name: Option<Bytes>) -> Option<Vec<u8>> {
+    pub(super) fn greet(&self, raw: &[u8], name: Option<Bytes>) -> Option<Vec<u8>> {
         if let Some(name) = name {
             *self.entry.name.lock() = name;
         }
-        let proto = if identity.resp3 { Proto::Resp3 } else { Proto::Resp2 };
-        hello_reply(raw, self.entry.id, proto)
+        hello_reply(raw, self.entry.id)
     }
 
     /// Asks the server whether this user may send `probe`, and answers `args` if so.
@@ -345,7 +344,7 @@ impl Session {
                     Answer::Ok => self.reply(write::ok),
                     Answer::Hello(name) => {
                         let raw = upstream.hello.as_deref().unwrap_or_default();
-                        match self.greet(raw, &identity, name) {
+                        match self.greet(raw, name) {
                             Some(_) if discard => {}
                             Some(reply) => self.send(&reply),
                             None => self.closing.set(Closing::Now),
@@ -407,33 +406,13 @@ fn is_reply_skip(args: &[&[u8]]) -> bool {
     args.len() == 3 && args[1].eq_ignore_ascii_case(b"reply") && args[2].eq_ignore_ascii_case(b"skip")
 }
 
-/// The server's HELLO reply with the client's id at the gateway in place of the connection's id.
-fn hello_reply(raw: &[u8], id: u64, proto: Proto) -> Option<Vec<u8>> {
-    let (reply, _) = value::decode(raw).ok()??;
-    let pairs: Vec<(Value, Value)> = match reply {
-        Value::Map(pairs) => pairs,
-        Value::Array(items) => {
-            let mut items = items.into_iter();
-            let mut pairs = Vec::new();
-            while let (Some(key), Some(value)) = (items.next(), items.next()) {
-                pairs.push((key, value));
-            }
-            pairs
-        }
-        _ => return None,
-    };
-    let mut out = Vec::new();
-    write::map_header(&mut out, proto, pairs.len());
-    for (key, value) in pairs {
-        write::bulk(&mut out, key.as_bytes()?);
-        match value {
-            Value::Integer(_) if key.as_bytes() == Some(b"id") => write::integer(&mut out, id as i64),
-            Value::Integer(number) => write::integer(&mut out, number),
-            Value::Array(_) => write::array_header(&mut out, 0),
-            other => write::bulk(&mut out, other.as_bytes()?),
-        }
-    }
-    Some(out)
+/// The server's HELLO reply with the client's id at the gateway in place of the connection's id. Whatever else it holds is passed
+/// on as it came: newer servers name their modules, and more.
+fn hello_reply(raw: &[u8], id: u64) -> Option<Vec<u8>> {
+    const FIELD: &[u8] = b"$2\r\nid\r\n:";
+    let number = memchr::memmem::find(raw, FIELD)? + FIELD.len();
+    let end = number + memchr::memchr(b'\r', raw.get(number..)?)?;
+    Some([&raw[..number], id.to_string().as_bytes(), &raw[end..]].concat())
 }
 
 /// COMMAND INFO; whether the server answered it. Without an answer the command stays unknown for this time: a user may not

@@ -10,7 +10,7 @@ use crossfade::cli::demo::connection::{Connection, Reply, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Front, Setup, eventually};
+use crate::support::{Front, Setup, eventually, is_since, since};
 
 /// Sends the lines, words apart at spaces, in one pipeline and then QUIT; everything that comes until the connection ends.
 pub async fn transcript(address: &str, lines: &[&str]) -> String {
@@ -42,12 +42,28 @@ pub fn masked(text: &str) -> String {
 /// Asserts that the gateway answers each script as the server does.
 pub async fn same(front: &Front, scripts: &[&[&str]]) {
     for script in scripts {
+        let script = &answered(script);
         front.server.call(&["FLUSHALL"]).await.ok();
         let direct = masked(&transcript(&front.server.address(), script).await);
         front.server.call(&["FLUSHALL"]).await.ok();
         let through = masked(&transcript(&front.address(), script).await);
         assert_eq!(through, direct, "{script:?}");
     }
+}
+
+/// The script without what the server itself leaves unanswered: from 7.2 on an AUTH that fails behind answers that have not
+/// left yet (`addAuthErrReply` in `acl.c`). The gateway answers it.
+fn answered<'a>(script: &[&'a str]) -> Vec<&'a str> {
+    let fails = |line: &str| {
+        line.split(' ').any(|word| word == "AUTH")
+            && line.split(' ').any(|word| matches!(word, "wrong" | "bad" | "nobody"))
+    };
+    let mut lines = script.to_vec();
+    if script.iter().skip(1).any(|line| fails(line)) && is_since("7.2", "7.2") {
+        eprintln!("left out, as servers from 7.2 on do not answer it: AUTH that fails in {script:?}");
+        lines.retain(|line| *line == script[0] || !fails(line));
+    }
+    lines
 }
 
 /// A connection that reads until it has seen something, for RESP3.
@@ -312,6 +328,7 @@ async fn h06_client_reply_leaves_out_exactly_what_it_says() {
 async fn h06_who_has_not_authenticated_gets_nothing() {
     let front = Front::new().await;
     front.server.call(&["CONFIG", "SET", "requirepass", "secret"]).await.unwrap();
+    let reset = if since("7.0", "7.2", "RESET of a stranger, which 6.2 refuses") { "RESET" } else { "PING" };
     same(
         &front,
         &[
@@ -326,7 +343,7 @@ async fn h06_who_has_not_authenticated_gets_nothing() {
                 "HELLO",
                 "HELLO 3",
             ],
-            &["CLIENT LIST", "CLIENT KILL TYPE normal SKIPME no", "CLIENT KILL 127.0.0.1:1", "PING", "RESET"],
+            &["CLIENT LIST", "CLIENT KILL TYPE normal SKIPME no", "CLIENT KILL 127.0.0.1:1", "PING", reset],
             // What the gateway answers itself.
             &[
                 "CLIENT ID",
@@ -583,16 +600,13 @@ async fn h06_clients_are_listed_named_and_killed() {
     assert_eq!(list.lines().count(), 2, "the clients of the gateway, not its connections: {list}");
     assert!(text(&mut one, &["CLIENT", "LIST", "ID", &two_id]).await.starts_with(&format!("id={two_id} ")));
     assert_eq!(text(&mut one, &["CLIENT", "LIST", "TYPE", "pubsub"]).await, "");
+    // Redis 6.2 takes 0 for every client, and Valkey has other words for what is no number.
+    let odd = since("7.0", "99.0", "CLIENT KILL and LIST with odd ids");
+    let (zero, word) = if odd { ("CLIENT KILL ID 0", "CLIENT KILL ID x") } else { ("PING", "PING") };
     same(
         &front,
         &[
-            &[
-                "CLIENT KILL 127.0.0.1:1",
-                "CLIENT KILL ID 0",
-                "CLIENT KILL ID x",
-                "CLIENT KILL ID 999999",
-                "CLIENT KILL",
-            ],
+            &["CLIENT KILL 127.0.0.1:1", zero, word, "CLIENT KILL ID 999999", "CLIENT KILL"],
             &[
                 "CLIENT KILL NOSUCH x",
                 "CLIENT KILL ID 1 ADDR",
@@ -602,7 +616,7 @@ async fn h06_clients_are_listed_named_and_killed() {
             &[
                 "CLIENT KILL USER nosuch",
                 "CLIENT LIST TYPE nosuch",
-                "CLIENT LIST ID x",
+                if odd { "CLIENT LIST ID x" } else { "PING" },
                 "CLIENT LIST ID",
                 "CLIENT LIST x",
             ],

@@ -1,6 +1,10 @@
 //! What the end-to-end tests stand on: two servers and a gateway in a directory of their own, an oracle that compares
 //! the servers without the gateway's code, a proxy that makes faults.
 //!
+//! `redis-server` is taken from PATH. `CROSSFADE_SERVER` may name another one, by its path or as a folder of `CROSSFADE_SERVERS`
+//! (see `scripts/servers.sh`): `CROSSFADE_SERVER=redis-6.2 CROSSFADE_SERVERS=$PWD/servers scripts/test.sh --test e2e h06`. A test
+//! that asks for what that version lacks leaves it out, and says so ([`since`]).
+//!
 //! A test fails on any WARN or ERROR line in the gateway's log that it did not announce with [`Lab::expect_log`].
 //! When a test fails, its directory (logs, journals, data) stays, and its path is printed.
 
@@ -10,8 +14,11 @@ pub mod oracle;
 pub mod proxy;
 pub mod resp3;
 pub mod socket;
+#[path = "../matrix/versions.rs"]
+pub mod versions;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Reply;
@@ -20,6 +27,8 @@ use crossfade::cli::demo::servers::{Server, server_binary};
 use crossfade::cli::demo::workload::{Verdict, Workload};
 use crossfade::mirror::{Mark, POSITION_KEY, Reach};
 use serde_json::Value as Json;
+
+use versions::Version;
 
 /// The executable under test.
 pub const EXE: &str = env!("CARGO_BIN_EXE_crossfade");
@@ -40,7 +49,7 @@ pub struct Setup {
     pub gateway: Vec<String>,
     /// Environment of the gateway.
     pub env: Vec<(String, String)>,
-    /// The servers' names (see `server_binary`); empty: the one on PATH.
+    /// The servers' names (see `server_binary`); empty: the one that the tests run with.
     pub servers: [&'static str; 2],
     /// Put the fault proxy between the gateway and the source, and between it and the destination.
     pub proxies: bool,
@@ -263,11 +272,49 @@ pub fn memory_kib(pid: u32, name: &str) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// A server that answers DEBUG, which the oracle needs.
+/// A server that answers DEBUG, which the oracle needs. Without a name it is the one that the tests run with.
 pub async fn start_server(name: &str, dir: &Path, args: &[&str]) -> Server {
-    let debug: &[&str] = if name.is_empty() { &["--enable-debug-command", "yes"] } else { &[] };
+    let binary = binary(name);
+    let debug: &[&str] =
+        if version_of(&binary).since("7.0", "7.2") { &["--enable-debug-command", "yes"] } else { &[] };
     let args: Vec<&str> = debug.iter().chain(args).copied().collect();
-    Server::start_as(&server_binary(name), dir, &args).await.unwrap()
+    Server::start_as(&binary, dir, &args).await.unwrap()
+}
+
+fn binary(name: &str) -> PathBuf {
+    match std::env::var("CROSSFADE_SERVER") {
+        Ok(chosen) if name.is_empty() => server_binary(&chosen),
+        _ => server_binary(name),
+    }
+}
+
+/// The version of a server by its name (see [`start_server`]).
+pub fn version(name: &str) -> Version {
+    version_of(&binary(name))
+}
+
+/// From what it calls itself: `Redis server v=7.0.15 …`.
+fn version_of(binary: &Path) -> Version {
+    let told = std::process::Command::new(binary).arg("--version").output().unwrap().stdout;
+    let told = String::from_utf8_lossy(&told).into_owned();
+    let number = told.split("v=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    let family = if told.starts_with("Valkey") { "valkey" } else { "redis" };
+    Version::of(&format!("{family}_version:{number}"))
+}
+
+/// Whether the servers that the tests run with are at least this Redis, or this Valkey; if not, what is left out is named.
+pub fn since(redis: &str, valkey: &str, what: &str) -> bool {
+    let is = is_since(redis, valkey);
+    if !is {
+        eprintln!("skipped before Redis {redis} and Valkey {valkey}: {what}");
+    }
+    is
+}
+
+/// As [`since`], without a word.
+pub fn is_since(redis: &str, valkey: &str) -> bool {
+    static VERSION: OnceLock<Version> = OnceLock::new();
+    VERSION.get_or_init(|| version("")).since(redis, valkey)
 }
 
 /// Waits until the condition holds.

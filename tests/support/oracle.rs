@@ -48,6 +48,7 @@ async fn once(a: &Server, b: &Server) -> Vec<String> {
         for chunk in common.chunks(400) {
             let (of_a, of_b) = (look(&mut a, chunk).await, look(&mut b, chunk).await);
             for (key, (at_a, at_b)) in chunk.iter().zip(of_a.iter().zip(&of_b)) {
+                let at_b = &with_expiry_of(at_a, at_b);
                 if at_a != at_b && !is_over(at_a) && !is_over(at_b) {
                     let facts = |of: &Facts, other: &Facts| {
                         let differing = of.iter().filter(|(name, value)| other.get(*name) != Some(value));
@@ -81,6 +82,18 @@ async fn once(a: &Server, b: &Server) -> Vec<String> {
         differences.push(format!("functions: {at_a:?} against {at_b:?}"));
     }
     differences
+}
+
+/// `b` with the expiry of `a` where both were worked out from the time that is left and are nearly the same.
+fn with_expiry_of(a: &Facts, b: &Facts) -> Facts {
+    let mut b = b.clone();
+    let worked_out = |facts: &Facts| facts["expiry"].strip_prefix('~').map(|ms| ms.parse::<i64>().unwrap());
+    if let (Some(one), Some(other)) = (worked_out(a), worked_out(&b))
+        && (one - other).abs() < 1000
+    {
+        b.insert("expiry".into(), a["expiry"].clone());
+    }
+    b
 }
 
 /// What differs between `a` and `b`, where each key of `a` has another name and db on `b`. Nobody may be writing.
@@ -144,17 +157,34 @@ async fn keys(server: &mut Connection) -> BTreeSet<Vec<u8>> {
 /// Whether it is there and its life is not over: a server keeps an expired key until it comes across it, and the
 /// passive side until it hears of that.
 async fn lives(server: &mut Connection, key: &[u8]) -> bool {
-    let expiry = server.must(&[b"PEXPIRETIME".as_slice(), key]).await.unwrap().number().unwrap();
-    expiry != -2 && !in_the_past(true_expiry(expiry))
+    let (exact, left) = ([b"PEXPIRETIME".as_slice(), key], [b"PTTL".as_slice(), key]);
+    let (exact, left) = (server.call(&exact).await.unwrap(), server.must(&left).await.unwrap());
+    match exact.number() {
+        Some(expiry) => expiry != -2 && !in_the_past(true_expiry(expiry)),
+        None => left.number() != Some(-2),
+    }
 }
 
 fn is_over(facts: &Facts) -> bool {
-    in_the_past(facts["expiry"].parse().unwrap())
+    in_the_past(facts["expiry"].trim_start_matches('~').parse().unwrap())
+}
+
+/// When a key expires. Before 7.0 that is worked out from what is left, which is not exact.
+fn expiry(exact: &Reply, left: &Reply) -> String {
+    match (exact.number(), left.number().unwrap()) {
+        (Some(expiry), _) => true_expiry(expiry).to_string(),
+        (None, left) if left < 0 => left.to_string(),
+        (None, left) => format!("~{}", true_expiry(now_ms() + left)),
+    }
+}
+
+fn now_ms() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_millis()).unwrap()
 }
 
 fn in_the_past(expiry: i64) -> bool {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    expiry >= 0 && expiry <= i64::try_from(now.as_millis()).unwrap()
+    expiry >= 0 && expiry <= now_ms()
 }
 
 fn true_expiry(expiry: i64) -> i64 {
@@ -166,18 +196,18 @@ async fn look(server: &mut Connection, keys: &[&Vec<u8>]) -> Vec<Facts> {
     for key in keys {
         // in this order: DEBUG looks at a key whose life is over, PEXPIRETIME removes it
         server.queue(&[b"PEXPIRETIME".as_slice(), key]);
+        server.queue(&[b"PTTL".as_slice(), key]);
         server.queue(&[b"DEBUG".as_slice(), b"DIGEST-VALUE", key]);
         server.queue(&[b"TYPE".as_slice(), key]);
     }
     server.flush().await.unwrap();
     let mut seen = Vec::new();
     for _ in keys {
-        let expiry = server.reply().await.unwrap().number().unwrap();
+        let (exact, left) = (server.reply().await.unwrap(), server.reply().await.unwrap());
         let digest = server.reply().await.unwrap();
         let digest = digest.items().first().unwrap_or_else(|| panic!("{digest:?}")).brief();
         let kind = server.reply().await.unwrap().brief();
-        let expiry = true_expiry(expiry);
-        let facts = [("digest", digest), ("expiry", expiry.to_string()), ("type", kind)];
+        let facts = [("digest", digest), ("expiry", expiry(&exact, &left)), ("type", kind)];
         seen.push(facts.map(|(name, value)| (name.to_string(), value)).into_iter().collect::<Facts>());
     }
     for (key, facts) in keys.iter().zip(&mut seen) {

@@ -75,6 +75,9 @@ impl Gateway {
         let mut tries = 0;
         loop {
             let (listen, admin) = (free_port()?, free_port()?);
+            if listen == admin {
+                continue;
+            }
             let child = launch(&options, listen, admin)?;
             let mut gateway = Self { options: options.clone(), listen, admin, child, left: false };
             match gateway.answers().await {

@@ -177,6 +177,11 @@ impl State {
         self.0.iter().any(|(topic, _)| *topic == Topic::Monitor)
     }
 
+    /// Whether scripts are answered with what the debugger says, in as many replies as it takes.
+    pub(in crate::proxy) fn debugs(&self) -> bool {
+        self.0.iter().any(|(topic, _)| *topic == Topic::Debug)
+    }
+
     /// Whether the server tells this client which of its keys have changed.
     pub(in crate::proxy) fn tracks(&self) -> bool {
         self.0.iter().any(|(topic, _)| matches!(topic, Topic::Tracking { .. }))
