@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use crossfade::cli::demo::connection::Reply;
 use crossfade::cli::demo::gateway::{Gateway, GatewayOptions};
 use crossfade::cli::demo::servers::Server;
-use crossfade::cli::demo::workload::{Plan, Workload, create_user};
+use crossfade::cli::demo::workload::{Plan, Workload, create_library, create_user};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -186,7 +186,15 @@ pub(crate) async fn switches(args: &Args, count: usize) -> Result<()> {
     let pace = (args.pace > 0).then_some(args.pace);
     create_user(&rig.destination.address()).await?;
     let user = Some(create_user(&rig.source.address()).await?);
-    let plan = Plan { pace, clients: args.clients, user, modern: true, ..Plan::new(rig.gateway.address()) };
+    create_library(&rig.source.address()).await?;
+    let plan = Plan {
+        pace,
+        clients: args.clients,
+        user,
+        modern: true,
+        monitored: true,
+        ..Plan::new(rig.gateway.address())
+    };
     let workload = Workload::start(&plan);
     rig.gateway.begin().await?;
     rig.gateway.wait_phase("mirroring", Duration::from_secs(60)).await?;

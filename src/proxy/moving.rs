@@ -42,13 +42,13 @@ impl Session {
         Drained { recall: self.recall(pinned), transaction: pinned.transaction.is_some() }
     }
 
-    /// Fences a subscriber's messages: what was published before has been sent to its connection before the
-    /// answer to this PING. Asked only when no command of any client is in flight: one that publishes could come behind it.
+    /// Fences a subscriber's messages and what MONITOR shows: all of that from before has been sent to its connection before
+    /// the answer to this PING. Asked only when no command of any client is in flight: one that publishes could come behind it.
     pub(super) fn hear_out(&self) {
         let mut core = self.core.borrow_mut();
         let Some(pinned) = core.pinned.as_deref_mut() else { return };
         // A PING behind MULTI would become part of the transaction.
-        if pinned.is_subscribed() && pinned.transaction.is_none() {
+        if (pinned.is_subscribed() || pinned.state.monitors()) && pinned.transaction.is_none() {
             pinned.ask(PING, Expect::Swallow, false);
             self.wake();
         }

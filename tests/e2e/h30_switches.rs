@@ -1,7 +1,7 @@
 //! H30: cutover, rollback, cutover … under full load; H31 and H33 ride along with the workload's blocked readers and
 //! subscribers.
 
-use crossfade::cli::demo::workload::{Plan, Workload, create_user};
+use crossfade::cli::demo::workload::{Plan, Workload, create_library, create_user};
 
 use crate::support::{Setup, operations};
 
@@ -10,10 +10,13 @@ async fn h30_ten_switches_under_full_load() {
     let mut lab = Setup::new().build().await;
     create_user(&lab.destination.address()).await.unwrap();
     let user = Some(create_user(&lab.source.address()).await.unwrap());
-    let plan = Plan { clients: 64, user, modern: true, ..Plan::new(lab.gateway.address()) };
+    create_library(&lab.source.address()).await.unwrap();
+    let plan = Plan { clients: 64, user, modern: true, monitored: true, ..Plan::new(lab.gateway.address()) };
     let workload = Workload::start(&plan);
     lab.mirror().await;
-    for turn in 0..10 {
+    // CROSSFADE_SWITCHES=50 for what the hard case asks.
+    let turns = std::env::var("CROSSFADE_SWITCHES").map_or(10, |count| count.parse().unwrap());
+    for turn in 0..turns {
         operations(&workload, 4000).await;
         let entry = if turn % 2 == 0 { lab.cutover().await } else { lab.rollback().await };
         assert_eq!(entry["outcome"], "committed");
@@ -28,7 +31,7 @@ async fn h30_ten_switches_under_full_load() {
     operations(&workload, 4000).await;
     let verdict = lab.judge(workload).await;
     assert_eq!(verdict.reconnects, 0);
-    assert_eq!(lab.gateway.status().await.unwrap()["switches"].as_array().unwrap().len(), 10);
+    assert_eq!(lab.gateway.status().await.unwrap()["switches"].as_array().unwrap().len(), turns);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::support::proxy::{Rules, Way};
 use crate::support::resp3::Client;
-use crate::support::{Lab, Setup, eventually};
+use crate::support::{Lab, PATIENCE, Setup, eventually, since};
 
 /// Channels `c:0` to `c:2` and as many shards `s:0` to `s:2`.
 const CHANNELS: usize = 3;
@@ -107,14 +107,17 @@ async fn publish(address: String, publisher: usize, shared: Arc<Shared>) {
             for channel in 0..CHANNELS {
                 let message = format!("{publisher}:{round}");
                 client.queue(&["PUBLISH", &format!("c:{channel}"), &message]);
-                client.queue(&["SPUBLISH", &format!("s:{channel}"), &message]);
+                if shared.shards {
+                    client.queue(&["SPUBLISH", &format!("s:{channel}"), &message]);
+                }
             }
             round += 1;
         }
         client.flush().await;
-        for n in 0..WINDOW * CHANNELS * 2 {
+        let kinds = 1 + usize::from(shared.shards);
+        for n in 0..WINDOW * CHANNELS * kinds {
             let receivers = client.frame().await.text;
-            let expected = if n % 2 == 0 { shared.receivers.0 } else { shared.receivers.1 };
+            let expected = if n % kinds == 0 { shared.receivers.0 } else { shared.receivers.1 };
             assert_eq!(receivers, expected.to_string(), "receivers of a message of publisher {publisher}");
             shared.published.fetch_add(1, Ordering::Relaxed);
         }
@@ -123,6 +126,7 @@ async fn publish(address: String, publisher: usize, shared: Arc<Shared>) {
 
 struct Shared {
     receivers: (usize, usize),
+    shards: bool,
     published: AtomicU64,
     stop: AtomicBool,
 }
@@ -141,10 +145,15 @@ async fn h33_subscribers_hear_each_message_once() {
     let mut lab = Setup::new().build().await;
     lab.mirror().await;
     let address = lab.gateway.address();
+    let shards = since("7.0", "7.2", "shard channels");
     let mut listeners = JoinSet::new();
     let mut receivers = (0, 0);
     for number in 0..24 {
-        let ask = [Ask::Channels, Ask::Patterns, Ask::Shards, Ask::All][number % 4];
+        let ask = if shards {
+            [Ask::Channels, Ask::Patterns, Ask::Shards, Ask::All][number % 4]
+        } else {
+            [Ask::Channels, Ask::Patterns][number % 2]
+        };
         let resp3 = number % 8 >= 4;
         let mut client =
             if resp3 { Client::open(&address).await } else { Client::open_resp2(&address).await };
@@ -160,7 +169,8 @@ async fn h33_subscribers_hear_each_message_once() {
         receivers = (receivers.0 + channels, receivers.1 + shards);
         listeners.spawn(listen(client, number, resp3, ask));
     }
-    let shared = Arc::new(Shared { receivers, published: AtomicU64::new(0), stop: AtomicBool::new(false) });
+    let shared =
+        Arc::new(Shared { receivers, shards, published: AtomicU64::new(0), stop: AtomicBool::new(false) });
     let mut publishers = JoinSet::new();
     for publisher in 0..PUBLISHERS {
         publishers.spawn(publish(address.clone(), publisher, Arc::clone(&shared)));
@@ -184,14 +194,17 @@ async fn h33_subscribers_hear_each_message_once() {
     let mut last = Client::open_resp2(&address).await;
     for channel in 0..CHANNELS {
         last.ask(&["PUBLISH", &format!("c:{channel}"), END]).await;
-        last.ask(&["SPUBLISH", &format!("s:{channel}"), END]).await;
+        if shards {
+            last.ask(&["SPUBLISH", &format!("s:{channel}"), END]).await;
+        }
     }
     let mut heard = 0;
     while let Some(ended) = listeners.join_next().await {
         heard += ended.unwrap();
     }
     let published = shared.published.load(Ordering::Relaxed) as usize;
-    let expected = published / 2 * (receivers.0 + receivers.1) + CHANNELS * (receivers.0 + receivers.1);
+    let kinds = 1 + usize::from(shards);
+    let expected = published / kinds * (receivers.0 + receivers.1) + CHANNELS * (receivers.0 + receivers.1);
     assert_eq!(heard, expected, "every message by every way");
     eprintln!("{published} messages published, {heard} heard");
 }
@@ -353,4 +366,41 @@ async fn h33_keyspace_notifications_go_on_behind_a_switch() {
             lab.rollback().await;
         }
     }
+}
+
+/// Whoever has said MONITOR and reads slowly sees each command once and in order, before the switch and behind it: what the
+/// old side still had to tell when the gate closed is not left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_what_monitor_shows_goes_on_behind_a_switch() {
+    const WRITES: [usize; 2] = [20_000, 500];
+    let mut lab = Setup::new().build().await;
+    let mut monitor = Connection::open(&lab.gateway.address()).await.unwrap();
+    monitor.must(&["MONITOR"]).await.unwrap();
+    lab.mirror().await;
+    let mut writer = Connection::open(&lab.gateway.address()).await.unwrap();
+    let value = "x".repeat(1000);
+    let mut write = async |range: std::ops::Range<usize>| {
+        for number in range.clone() {
+            writer.queue(&["SET", &format!("seen:{number}"), &value]);
+        }
+        writer.flush().await.unwrap();
+        for _ in range {
+            assert_eq!(writer.reply().await.unwrap().bytes(), Some(&b"OK"[..]));
+        }
+    };
+    // More than lies in sockets and in the gateway while nobody reads.
+    write(0..WRITES[0]).await;
+    lab.cutover().await;
+    write(WRITES[0]..WRITES[0] + WRITES[1]).await;
+    let mut next = 0;
+    while next < WRITES[0] + WRITES[1] {
+        let line = tokio::time::timeout(PATIENCE, monitor.reply()).await;
+        let line = line.unwrap_or_else(|_| panic!("nothing is shown behind write {next}")).unwrap();
+        let line = String::from_utf8_lossy(line.bytes().unwrap()).into_owned();
+        if let Some(shown) = line.split("\"SET\" \"seen:").nth(1) {
+            assert_eq!(shown.split('"').next().unwrap(), next.to_string());
+            next += 1;
+        }
+    }
+    lab.same().await;
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossfade::cli::demo::servers::Server;
-use crossfade::cli::demo::workload::{Plan, Workload, create_user};
+use crossfade::cli::demo::workload::{Plan, Workload, create_library, create_user};
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 
@@ -323,7 +323,8 @@ async fn workers_switch_under_load() {
     let mut lab = lab().await;
     create_user(&lab.destination.address()).await.unwrap();
     let user = Some(create_user(&lab.source.address()).await.unwrap());
-    let plan = Plan { clients: 64, user, modern: true, ..Plan::new(lab.gateway.address()) };
+    create_library(&lab.source.address()).await.unwrap();
+    let plan = Plan { clients: 64, user, modern: true, monitored: true, ..Plan::new(lab.gateway.address()) };
     let workload = Workload::start(&plan);
     lab.mirror().await;
     for turn in 0..4 {

@@ -11,8 +11,10 @@
 //! - blocking readers (BLPOP, BLMOVE, BZPOPMIN, XREADGROUP, XREAD): each element exactly once, time-outs on time;
 //! - subscribers to channels, patterns and shard channels: each published message once;
 //! - tracking: what a client was not told to forget has not changed;
-//! - scans: every member that was there when a scan began is named by it;
-//! - database, client name, protocol (every fourth client speaks RESP3), scripts by their hash, expiry of a lease;
+//! - MONITOR: each command of a client that is looked for is shown once;
+//! - CLIENT REPLY OFF and SKIP: what is sent then is done once, and not answered;
+//! - scans of a set and of the database: everything that was there when a scan began is named by it;
+//! - database, client name, protocol (every fourth client speaks RESP3), scripts by their hash, functions, expiry of a lease;
 //! - every eighth client sends what it sends in two parts, and every eighth may be a user with fewer rights.
 //!
 //! An operation whose connection was lost in flight is *unknown*: it may have happened once, never twice.
@@ -22,7 +24,9 @@ mod cached;
 mod history;
 mod link;
 mod pairs;
+mod scan;
 mod sequence;
+mod silent;
 mod solo;
 
 use std::collections::BTreeMap;
@@ -39,6 +43,7 @@ use self::cached::Cached;
 use self::history::Ledger;
 use self::link::Link;
 use self::pairs::{Giver, Taker, Way};
+use self::silent::Silent;
 use self::solo::Solo;
 use super::connection::{Connection, Reply};
 
@@ -49,12 +54,17 @@ pub use self::sequence::{Fault, FaultKind, Sequence};
 /// Shared counters per database.
 const SHARED: usize = 4;
 
+/// The functions of [`Plan::modern`], for FUNCTION LOAD.
+const LIBRARY: &str = "#!lua name=checked
+redis.register_function('checked_incr', function(keys) return redis.call('INCR', keys[1]) end)";
+
 /// What traffic to make.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// `host:port` of the gateway (or of a server).
     pub address: String,
-    /// Clients in all. From 12 on there are pairs among them, one of each kind, and from 16 on clients that track.
+    /// Clients in all. From 12 on there are pairs among them, one of each kind, and from 16 on
+    /// clients that track, and clients that want no replies.
     pub clients: usize,
     /// Commands a second over all clients; `None`: as fast as it goes.
     pub pace: Option<u32>,
@@ -70,8 +80,10 @@ pub struct Plan {
     pub databases: u32,
     /// A user and its password for every eighth client. It has to exist on every server, and may read and write.
     pub user: Option<(String, String)>,
-    /// Also what servers before Redis 7 do not have: shard channels.
+    /// Also what servers before Redis 7 do not have: shard channels, and functions (see [`create_library`]).
     pub modern: bool,
+    /// Also a client that has said MONITOR. It hears of everybody's commands, which costs a server half of its speed.
+    pub monitored: bool,
 }
 
 impl Plan {
@@ -88,6 +100,7 @@ impl Plan {
             databases: 3,
             user: None,
             modern: false,
+            monitored: false,
         }
     }
 
@@ -114,6 +127,16 @@ pub async fn create_user(address: &str) -> io::Result<(String, String)> {
     Ok((user.into(), password.into()))
 }
 
+/// Loads the functions that [`Plan::modern`] calls into the server at `host:port`.
+///
+/// # Errors
+/// The server cannot be asked, or is older than Redis 7.
+pub async fn create_library(address: &str) -> io::Result<()> {
+    let mut server = Connection::open(address).await?;
+    server.must(&["FUNCTION", "LOAD", "REPLACE", LIBRARY]).await?;
+    Ok(())
+}
+
 /// Running traffic.
 pub struct Workload {
     ledger: Arc<Ledger>,
@@ -123,6 +146,7 @@ pub struct Workload {
     givers: Vec<JoinHandle<Giver>>,
     takers: Vec<(JoinHandle<Taker>, oneshot::Sender<u64>)>,
     cached: Vec<JoinHandle<()>>,
+    silent: Vec<JoinHandle<Silent>>,
 }
 
 impl Workload {
@@ -130,13 +154,9 @@ impl Workload {
     pub fn start(plan: &Plan) -> Self {
         let ledger = Ledger::new();
         let (stop, givers_stop) = (CancellationToken::new(), CancellationToken::new());
-        let pairs = match plan.clients {
-            ..12 => 0,
-            12..24 => 4,
-            _ => Way::ALL.len() - usize::from(!plan.modern),
-        };
-        let caches = if plan.strict { plan.clients / 16 } else { 0 };
-        let alone = plan.clients - 2 * pairs - caches;
+        let ways = Way::of(plan);
+        let apart = if plan.strict { plan.clients / 16 } else { 0 };
+        let alone = plan.clients - 2 * ways.len() - 2 * apart;
         let interval = plan.pace.map(|pace| Duration::from_secs(alone.max(1) as u64) / pace.max(1));
         let link = |name: String, db, stop: &CancellationToken| Link::new(plan, name, db, &ledger, stop);
         let solos = (0..alone).map(|index| {
@@ -150,22 +170,28 @@ impl Workload {
         });
         let solos = solos.collect();
         let (mut givers, mut takers) = (Vec::new(), Vec::new());
-        for index in 0..pairs {
+        for (index, way) in ways.into_iter().enumerate() {
             let giver = link(format!("{}-giver-{index}", plan.prefix), 0, &givers_stop);
             let taker = link(format!("{}-taker-{index}", plan.prefix), 0, &stop);
-            let (giver, taker) = pairs::pair(index, Way::ALL[index % Way::ALL.len()], giver, taker, plan);
+            let (giver, taker) = pairs::pair(index, way, giver, taker, plan);
             let (ready, is_ready) = oneshot::channel();
             let (last, is_last) = oneshot::channel();
             givers.push(tokio::spawn(giver.run(is_ready)));
             takers.push((tokio::spawn(taker.run(ready, is_last)), last));
         }
-        let cached = (0..caches).map(|index| {
+        let cached = (0..apart).map(|index| {
             let mut own = link(format!("{}-cached-{index}", plan.prefix), 0, &stop);
             own.tracking = true;
             tokio::spawn(Cached::new(own, plan).run())
         });
         let cached = cached.collect();
-        Self { ledger, givers_stop, stop, solos, givers, takers, cached }
+        let silent = (0..apart).map(|index| {
+            let mut own = link(format!("{}-silent-{index}", plan.prefix), 0, &stop);
+            own.resp3 = index % 2 == 1;
+            tokio::spawn(Silent::new(index, own, plan).run())
+        });
+        let silent = silent.collect();
+        Self { ledger, givers_stop, stop, solos, givers, takers, cached, silent }
     }
 
     /// Replies so far.
@@ -226,11 +252,15 @@ impl Workload {
         for cached in self.cached {
             cached.await?;
         }
+        let mut silent = Vec::new();
+        for one in self.silent {
+            silent.push(one.await?);
+        }
         let mut solos = Vec::new();
         for solo in self.solos {
             solos.push(solo.await?);
         }
-        Ok(History { ledger: self.ledger, solos, pairs: pairs.into_iter().zip(taken).collect() })
+        Ok(History { ledger: self.ledger, solos, silent, pairs: pairs.into_iter().zip(taken).collect() })
     }
 }
 
@@ -238,6 +268,7 @@ impl Workload {
 pub struct History {
     ledger: Arc<Ledger>,
     solos: Vec<Solo>,
+    silent: Vec<Silent>,
     pairs: Vec<(Giver, Taker)>,
 }
 
@@ -260,6 +291,9 @@ impl History {
             self.judge_shared(db, &solos, &mut server).await?;
         }
         server.must(&["SELECT", "0"]).await?;
+        for silent in &self.silent {
+            silent.judge(&mut server).await?;
+        }
         for (giver, taker) in &self.pairs {
             pairs::judge(giver, taker, &mut server).await?;
         }

@@ -1,7 +1,7 @@
 //! Two clients that work together: one gives numbered things away, the other waits for them.
 //!
 //! Through a queue (BLPOP, BLMOVE, BZPOPMIN, XREADGROUP and XREAD with BLOCK) or a channel (SUBSCRIBE, PSUBSCRIBE, SSUBSCRIBE). Each thing arrives
-//! exactly once and in order. A reader whose connection is lost while it waits may have been given one thing that
+//! exactly once and in order. So does each line of a client that has said MONITOR: it looks for what its partner writes. A reader whose connection is lost while it waits may have been given one thing that
 //! it never saw; only that many may be missing.
 
 use std::time::{Duration, Instant};
@@ -26,12 +26,37 @@ pub(super) enum Way {
     Ranked,
     Follow,
     Shard,
+    Monitor,
 }
 
 impl Way {
-    /// What only newer servers have comes last.
-    pub(super) const ALL: [Way; 8] =
-        [Way::Pop, Way::Move, Way::Group, Way::Channel, Way::Pattern, Way::Ranked, Way::Follow, Way::Shard];
+    /// In the order in which smaller plans have them.
+    const ALL: [Way; 9] = [
+        Way::Pop,
+        Way::Move,
+        Way::Group,
+        Way::Channel,
+        Way::Pattern,
+        Way::Ranked,
+        Way::Follow,
+        Way::Shard,
+        Way::Monitor,
+    ];
+
+    /// Those of a plan.
+    pub(super) fn of(plan: &Plan) -> Vec<Way> {
+        let wanted = |way: &Way| match way {
+            Way::Shard => plan.modern,
+            Way::Monitor => plan.monitored,
+            _ => true,
+        };
+        let most = match plan.clients {
+            ..12 => 0,
+            12..24 => 4,
+            _ => Way::ALL.len(),
+        };
+        Way::ALL.into_iter().filter(wanted).take(most).collect()
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -43,12 +68,52 @@ impl Way {
             Way::Ranked => "ranking",
             Way::Follow => "stream",
             Way::Shard => "shard",
+            Way::Monitor => "monitor",
         }
     }
 
     fn is_heard(self) -> bool {
-        matches!(self, Way::Channel | Way::Pattern | Way::Shard)
+        matches!(self, Way::Channel | Way::Pattern | Way::Shard | Way::Monitor)
     }
+
+    /// What makes a listener of a client.
+    fn listening(self, key: &str) -> Vec<String> {
+        match self {
+            Way::Monitor => vec!["monitor".into()],
+            Way::Pattern => vec!["psubscribe".into(), format!("{key}*")],
+            Way::Shard => vec!["ssubscribe".into(), key.into()],
+            _ => vec!["subscribe".into(), key.into()],
+        }
+    }
+
+    /// What a listener has heard of `key`; `None`: it speaks of something else, which only MONITOR does.
+    fn heard(self, key: &str, reply: &Reply) -> Result<Option<Reply>, ()> {
+        let message = match self {
+            Way::Monitor => return monitored(key, reply),
+            Way::Pattern => "pmessage",
+            Way::Shard => "smessage",
+            _ => "message",
+        };
+        match reply.items() {
+            // a pattern stands before the channel
+            [kind, .., channel, element]
+                if kind.bytes() == Some(message.as_bytes()) && channel.bytes() == Some(key.as_bytes()) =>
+            {
+                Ok(Some(element.clone()))
+            }
+            _ => Err(()),
+        }
+    }
+}
+
+/// The value in a line of MONITOR that tells of a write to `key`: time, database and address, then each word in quotes.
+fn monitored(key: &str, line: &Reply) -> Result<Option<Reply>, ()> {
+    let Reply::Simple(line) = line else { return Err(()) };
+    let line = std::str::from_utf8(line).map_err(|_| ())?;
+    let (_, words) =
+        line.split_once("] \"").filter(|_| line.starts_with(|c: char| c.is_ascii_digit())).ok_or(())?;
+    let value = words.strip_prefix("SET\" \"").and_then(|rest| rest.strip_prefix(key)?.strip_prefix("\" \""));
+    Ok(value.and_then(|value| value.strip_suffix('"')).map(|value| Reply::Bulk(value.into())))
 }
 
 /// How late a blocking command may give up. Generous: the machine is busy, and a switch may lie in between.
@@ -117,6 +182,7 @@ impl Giver {
             Way::Group | Way::Follow => self.link.queue(&["XADD", &self.key, "*", "e", &element]),
             Way::Channel | Way::Pattern => self.link.queue(&["PUBLISH", &self.key, &element]),
             Way::Shard => self.link.queue(&["SPUBLISH", &self.key, &element]),
+            Way::Monitor => self.link.queue(&["SET", &self.key, &element]),
         }
         let replies = self.link.exchange().await;
         let Some(reply) = replies.first() else {
@@ -328,21 +394,17 @@ impl Taker {
 
     async fn listen(&mut self, ready: oneshot::Sender<()>, mut last: oneshot::Receiver<u64>) {
         let mut ready = Some(ready);
-        let mut until = None;
+        let mut until: Option<(u64, Instant)> = None;
         loop {
             if self.link.ready().await.is_none() {
                 return;
             }
-            let (command, message) = match self.way {
-                Way::Pattern => ("psubscribe", "pmessage"),
-                Way::Shard => ("ssubscribe", "smessage"),
-                _ => ("subscribe", "message"),
-            };
-            let star = if self.way == Way::Pattern { "*" } else { "" };
-            self.link.queue(&[command, &format!("{}{star}", self.key)]);
+            let command = self.way.listening(&self.key);
+            self.link.queue(&command);
             match self.link.exchange().await.first() {
                 Some(Reply::Array(items))
-                    if items.first().and_then(Reply::bytes) == Some(command.as_bytes()) => {}
+                    if items.first().and_then(Reply::bytes) == Some(command[0].as_bytes()) => {}
+                Some(Reply::Simple(ok)) if self.way == Way::Monitor && ok == b"OK" => {}
                 Some(other) => {
                     self.strange(&other.clone());
                     return;
@@ -354,31 +416,29 @@ impl Taker {
             }
             loop {
                 let heard = self.seen.last().copied().unwrap_or(0);
-                if until.is_some_and(|until| heard >= until) {
+                // whoever hears of everything is never without news
+                if until.is_some_and(|(until, latest)| heard >= until || Instant::now() > latest) {
                     return;
                 }
                 let Some(connection) = self.link.connection() else { break };
                 let heard = tokio::select! {
                     heard = timeout(DELIVERY, connection.reply()) => heard,
                     told = &mut last, if until.is_none() => {
-                        until = Some(told.unwrap_or(0));
+                        until = Some((told.unwrap_or(0), Instant::now() + DELIVERY));
                         continue;
                     }
                 };
                 match heard {
-                    Ok(Ok(heard)) => match heard.items() {
-                        // a pattern stands before the channel
-                        [kind, .., channel, element]
-                            if kind.bytes() == Some(message.as_bytes())
-                                && channel.bytes() == Some(self.key.as_bytes()) =>
-                        {
+                    Ok(Ok(heard)) => match self.way.heard(&self.key, &heard) {
+                        Ok(Some(element)) => {
                             let began = Instant::now();
-                            self.got(&element.clone());
+                            self.got(&element);
                             let step = self.seen.last().copied().unwrap_or(0);
                             self.link.remember(self.way.name(), step, None, "heard", began);
                             self.link.ledger.operations.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                         }
-                        _ => self.strange(&heard),
+                        Ok(None) => {}
+                        Err(()) => self.strange(&heard),
                     },
                     Ok(Err(error)) => {
                         self.link.hang_up();
@@ -438,7 +498,7 @@ pub(super) async fn judge(giver: &Giver, taker: &Taker, server: &mut Connection)
             let last = found.last().copied().unwrap_or(0);
             found.extend(stored.into_iter().filter(|&step| step > last));
         }
-        Way::Channel | Way::Pattern | Way::Shard => {
+        Way::Channel | Way::Pattern | Way::Shard | Way::Monitor => {
             // messages sent while the subscriber was away are gone, as they are with Redis itself
             if taker.unseen > 0 {
                 missing = u64::MAX;

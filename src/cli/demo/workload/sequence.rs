@@ -173,6 +173,24 @@ impl Sequence {
     }
 }
 
+/// The bytes of one token in a log.
+pub(super) const TOKEN: usize = 8;
+
+/// What a log gets for a step.
+pub(super) fn token(step: u64) -> String {
+    format!("{step:07}|")
+}
+
+/// The step of a token; 0, which no step has, when it is none.
+pub(super) fn parse_token(token: &[u8]) -> u64 {
+    match token {
+        [digits @ .., b'|'] if digits.len() == 7 => {
+            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

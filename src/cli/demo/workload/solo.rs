@@ -8,7 +8,8 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::link::{Dice, Link};
-use super::sequence::{Fault, FaultKind, Sequence};
+use super::scan::Scan;
+use super::sequence::{Fault, FaultKind, Sequence, TOKEN, parse_token, token};
 use super::{Plan, SHARED};
 use crate::cli::demo::connection::{Connection, Reply};
 
@@ -22,6 +23,7 @@ pub(super) enum Own {
     Field,
     Score,
     Script,
+    Function,
     Watched,
     Members,
     Stream,
@@ -29,7 +31,7 @@ pub(super) enum Own {
 }
 
 impl Own {
-    const ALL: [Own; 11] = [
+    const ALL: [Own; 12] = [
         Own::Log,
         Own::Tail,
         Own::Head,
@@ -37,6 +39,7 @@ impl Own {
         Own::Field,
         Own::Score,
         Own::Script,
+        Own::Function,
         Own::Watched,
         Own::Members,
         Own::Stream,
@@ -52,6 +55,7 @@ impl Own {
             Own::Field => "field",
             Own::Score => "score",
             Own::Script => "script",
+            Own::Function => "function",
             Own::Watched => "watched",
             Own::Members => "members",
             Own::Stream => "stream",
@@ -87,15 +91,6 @@ struct Register {
     unknown: Vec<u64>,
 }
 
-/// A scan of the set, one step after the other between other commands.
-#[derive(Debug, Default)]
-struct Scan {
-    cursor: Vec<u8>,
-    /// How many members were known when it began.
-    floor: usize,
-    seen: HashSet<u64>,
-}
-
 /// The script, and its SHA-1.
 const SCRIPT: [&str; 2] = ["return redis.call('INCR', KEYS[1])", "61636018f4e6b5817b89791bbed242f93fa089e3"];
 
@@ -113,9 +108,12 @@ pub(super) struct Solo {
     stream_id: (u64, u64),
     /// The script went to the server as text, so its hash will do.
     script_known: bool,
+    /// The server has the library.
+    functions: bool,
     /// Members that are known to be there, in the order of their replies.
     members: Vec<u64>,
-    scan: Scan,
+    /// Of the set, and of the database.
+    scans: [Scan; 2],
     flight: Vec<Expect>,
 }
 
@@ -136,8 +134,9 @@ impl Solo {
             secret,
             stream_id: (0, 0),
             script_known: false,
+            functions: plan.modern,
             members: Vec::new(),
-            scan: Scan::default(),
+            scans: Default::default(),
             flight: Vec::new(),
         }
     }
@@ -207,6 +206,7 @@ impl Solo {
             5..=7 => self.own(Own::Counter),
             8 => self.own(Own::Field),
             9 => self.own(Own::Score),
+            10 if self.functions && self.dice.below(2) == 0 => self.own(Own::Function),
             10 => self.own(Own::Script),
             11 => self.own(Own::Members),
             12 => self.own(Own::Stream),
@@ -254,7 +254,7 @@ impl Solo {
         let element = format!("{}.{step}", self.index);
         let expect = Expect::Own(what, step);
         match what {
-            Own::Log => self.send(&["APPEND", &key, &format!("{step:07}|")], expect),
+            Own::Log => self.send(&["APPEND", &key, &token(step)], expect),
             Own::Tail => self.send(&["RPUSH", &key, &element], expect),
             Own::Head => self.send(&["LPUSH", &key, &element], expect),
             Own::Counter => self.send(&["INCR", &key], expect),
@@ -264,6 +264,7 @@ impl Solo {
                 self.send(&["EVALSHA", SCRIPT[1], "1", &key], expect);
             }
             Own::Script => self.send(&["EVAL", SCRIPT[0], "1", &key], expect),
+            Own::Function => self.send(&["FCALL", "checked_incr", "1", &key], expect),
             Own::Members => self.send(&["SADD", &key, &member(step)], expect),
             Own::Stream => self.send(&["XADD", &key, "*", "step", &step.to_string()], expect),
             Own::Pair => self.transaction(&format!("{key}:a"), &format!("{key}:b"), expect),
@@ -416,7 +417,9 @@ impl Solo {
         let steps = &mut self.own[what as usize];
         match what {
             Own::Log => match reply {
-                Reply::Integer(bytes) if bytes % 8 == 0 => steps.acknowledge(step, Some(*bytes as u64 / 8)),
+                Reply::Integer(bytes) if (*bytes as usize).is_multiple_of(TOKEN) => {
+                    steps.acknowledge(step, Some((*bytes as usize / TOKEN) as u64))
+                }
                 _ => wrong("a multiple of 8"),
             },
             Own::Pair => match *reply.items() {
@@ -484,36 +487,43 @@ impl Solo {
         Err(Fault::new(FaultKind::WrongReply, Some(read), text))
     }
 
-    /// The next step of a scan over the set. A whole scan names every member that was there from its beginning to its
-    /// end, whatever connection or side its steps go to.
+    /// The next step of a scan over the set, or over the database.
     async fn scan_on(&mut self) {
-        let (key, began) = (self.key(Own::Members.name()), Instant::now());
-        let scan = &mut self.scan;
-        if scan.cursor.is_empty() {
-            *scan = Scan { cursor: b"0".to_vec(), floor: self.members.len(), seen: HashSet::new() };
+        let began = Instant::now();
+        let keys = self.dice.below(2) == 1;
+        let mut scan = std::mem::take(&mut self.scans[usize::from(keys)]);
+        if keys {
+            let cursor = scan.cursor(|| self.keys_there());
+            let pattern = self.key("*");
+            self.link.queue(&[b"SCAN".as_slice(), &cursor, b"MATCH", pattern.as_bytes(), b"COUNT", b"50"]);
+        } else {
+            let cursor = scan.cursor(|| self.members.iter().map(|step| member(*step).into()).collect());
+            let key = self.key(Own::Members.name());
+            self.link.queue(&[b"SSCAN".as_slice(), key.as_bytes(), &cursor, b"COUNT", b"5"]);
         }
-        self.link.queue(&[b"SSCAN".as_slice(), key.as_bytes(), &scan.cursor, b"COUNT", b"5"]);
         let replies = self.link.exchange().await;
-        let [cursor, members] = replies.first().map_or(&[][..], Reply::items) else {
-            scan.cursor.clear();
-            if let Some(Reply::Error(text)) = replies.first() {
-                self.link.refused("scan", 0, text).await;
+        match scan.took(replies.first()) {
+            Ok(None) => {}
+            Ok(Some(named)) => self.link.remember("scan", 0, Some(named as i64), "answered", began),
+            Err(fault) => self.link.told("scan", fault),
+        }
+        self.scans[usize::from(keys)] = scan;
+        if let Some(Reply::Error(text)) = replies.first() {
+            self.link.refused("scan", 0, text).await;
+        }
+    }
+
+    /// The keys of its own that are known to exist. None of them is ever removed.
+    fn keys_there(&self) -> HashSet<Vec<u8>> {
+        let mut there = HashSet::new();
+        for what in Own::ALL.into_iter().filter(|what| self.own[*what as usize].acknowledged() > 0) {
+            let key = self.key(what.name());
+            match what {
+                Own::Pair => there.extend([format!("{key}:a").into(), format!("{key}:b").into()]),
+                _ => _ = there.insert(key.into()),
             }
-            return;
-        };
-        scan.cursor = cursor.bytes().unwrap_or_default().to_vec();
-        scan.seen.extend(members.items().iter().map(step_of_member));
-        if scan.cursor != b"0" {
-            return;
         }
-        scan.cursor.clear();
-        let known = self.members.iter().take(scan.floor);
-        let missed: Vec<u64> = known.filter(|member| !scan.seen.contains(member)).copied().collect();
-        self.link.remember("scan", 0, Some(scan.seen.len() as i64), "answered", began);
-        if let Some(first) = missed.first() {
-            let text = format!("a scan missed {} of {} members, first {first}", missed.len(), scan.floor);
-            self.link.told("scan", Fault::new(FaultKind::WrongReply, Some(*first), text));
-        }
+        there
     }
 
     /// WATCH, GET, MULTI, SET to one more, EXEC. A nil EXEC (which a switch may give) did not happen.
@@ -574,7 +584,7 @@ impl Solo {
             let faults = match what {
                 Own::Log => {
                     let text = server.must(&["GET", &key]).await?;
-                    let tokens = text.bytes().unwrap_or_default().chunks(8).map(parse_token);
+                    let tokens = text.bytes().unwrap_or_default().chunks(TOKEN).map(parse_token);
                     steps.judge(&tokens.collect::<Vec<_>>())
                 }
                 Own::Tail | Own::Head => {
@@ -608,7 +618,7 @@ impl Solo {
                     }
                     faults
                 }
-                Own::Counter | Own::Script | Own::Watched => {
+                Own::Counter | Own::Script | Own::Function | Own::Watched => {
                     let total = number(server, &["GET", &key]).await?;
                     steps.check_total(None, total).err().into_iter().collect()
                 }
@@ -659,15 +669,6 @@ fn member(step: u64) -> String {
 fn step_of_member(member: &Reply) -> u64 {
     let text = member.bytes().and_then(|bytes| std::str::from_utf8(bytes).ok());
     text.and_then(|text| text.strip_prefix('m')?.parse().ok()).unwrap_or(0)
-}
-
-fn parse_token(token: &[u8]) -> u64 {
-    match token {
-        [digits @ .., b'|'] if digits.len() == 7 => {
-            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0)
-        }
-        _ => 0,
-    }
 }
 
 fn stream_id(id: &[u8]) -> Option<(u64, u64)> {
