@@ -74,8 +74,9 @@ fn lane(name: &str) -> Lane {
         | "himport|set"
         | "himport|discard"
         | "himport|discardall" => Lane::Pinned(Pin::Other),
-        "client|pause" | "client|unpause" | "script|kill" | "function|kill" | "function|stats"
-        | "shutdown" => Lane::Pinned(Pin::Aside),
+        // FAILOVER holds writes, as CLIENT PAUSE does, and its ABORT must get past them.
+        "client|pause" | "client|unpause" | "failover" | "script|kill" | "function|kill"
+        | "function|stats" | "shutdown" => Lane::Pinned(Pin::Aside),
         // CLIENT CAPA says which redirections a client understands; it never meets one behind a gateway.
         "hello" | "auth" | "select" | "quit" | "reset" | "asking" | "readonly" | "readwrite" | "client"
         | "client|id" | "client|setname" | "client|getname" | "client|setinfo" | "client|info"

@@ -238,6 +238,14 @@ pub fn findings(facts: &Facts, limits: &Limits) -> Vec<Finding> {
         )),
     }
 
+    if facts.from.role != "master" {
+        // After FAILOVER, for one: what its primary is told comes through no gate, and the mirror back could not write.
+        all.push(Finding::error(
+            from_side,
+            format!("the {from_side} is a replica (role {}): its writes come from elsewhere, and there is no way back to it", facts.from.role),
+            "make it a primary again (FAILOVER on its primary, or REPLICAOF NO ONE), or let the gateway start anew with its primary as the address",
+        ));
+    }
     if to.role != "master" {
         all.push(Finding::error(
             to_side,
@@ -418,6 +426,7 @@ mod tests {
         };
         refused(after(|f| f.verification = Verification::Differences(4)), "4 differences");
         refused(after(|f| f.to.role = "slave".into()), "replica");
+        refused(after(|f| f.from.role = "slave".into()), "the source is a replica");
         refused(after(|f| f.to.write_refused = Some("READONLY You can't write".into())), "READONLY");
         refused(after(|f| f.to.foreign_writers = vec!["10.0.0.1:55 (set)".into()]), "10.0.0.1:55");
         refused(

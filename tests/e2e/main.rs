@@ -13,6 +13,7 @@ mod copy;
 mod dashboard;
 mod datapath;
 mod failed_command;
+mod failover;
 mod filter;
 mod from_replica;
 mod h01_protocol;
