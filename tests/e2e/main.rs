@@ -9,6 +9,7 @@
 mod support;
 
 mod checker;
+mod client_features;
 mod copy;
 mod dashboard;
 mod datapath;

@@ -126,7 +126,7 @@ impl Server {
     /// # Errors
     /// The server is not there, or has no such field.
     pub async fn info(&self, field: &str) -> io::Result<String> {
-        let info = self.call(&["INFO", "everything"]).await?;
+        let info = self.call(&["INFO", "all"]).await?;
         let text = String::from_utf8_lossy(info.bytes().unwrap_or_default()).into_owned();
         text.lines()
             .find_map(|line| {
