@@ -61,7 +61,8 @@ fn answered<'a>(script: &[&'a str]) -> Vec<&'a str> {
     let mut lines = script.to_vec();
     if script.iter().skip(1).any(|line| fails(line)) && is_since("7.2", "7.2") {
         eprintln!("left out, as servers from 7.2 on do not answer it: AUTH that fails in {script:?}");
-        lines.retain(|line| *line == script[0] || !fails(line));
+        let mut first = true;
+        lines.retain(|line| std::mem::take(&mut first) || !fails(line));
     }
     lines
 }
