@@ -152,6 +152,10 @@ async fn h07_a_running_script_is_killed_while_the_lane_waits_for_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn h07_commands_of_keys_and_of_the_server_are_answered_as_by_the_server() {
     let front = Front::new().await;
+    // Without jemalloc the same value takes now more, now less.
+    let exact = front.server.info("mem_allocator").await.unwrap().starts_with("jemalloc");
+    let (usage, samples) =
+        if exact { ("MEMORY USAGE k", "MEMORY USAGE k SAMPLES 0") } else { ("PING", "PING") };
     same(
         &front,
         &[
@@ -222,14 +226,7 @@ async fn h07_commands_of_keys_and_of_the_server_are_answered_as_by_the_server() 
                 "CONFIG",
             ],
             &["HELLO 3", "CONFIG GET hz", "OBJECT ENCODING no", "COMMAND INFO get nosuch", "MEMORY USAGE no"],
-            &[
-                "SET k v",
-                "MEMORY USAGE k",
-                "MEMORY USAGE k SAMPLES 0",
-                "MEMORY USAGE no",
-                "MEMORY USAGE",
-                "MEMORY NOSUCH",
-            ],
+            &["SET k v", usage, samples, "MEMORY USAGE no", "MEMORY USAGE", "MEMORY NOSUCH"],
             &[
                 "LATENCY RESET",
                 "LATENCY LATEST",
