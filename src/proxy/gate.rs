@@ -5,6 +5,7 @@
 //!  close_gate   no worker hands out another command; what arrives is kept
 //!  drain        everything handed out has been answered; blocked commands are recalled
 //!  hear         what that has published has come to the subscribers
+//!  connect      (past the commit) sessions with connection state get their connections to the new side
 //!  arm          (past the commit) sessions with connection state stand ready on the new side
 //!  open_gate    kept commands leave, to the side that is now active
 //! ```
@@ -12,7 +13,8 @@
 //! Each step is one request to every worker and one answer from each. A worker answers `drain` only when
 //! the queues of its lanes are empty and no session has anything in flight, so after the answers no
 //! command of any client is being executed anywhere. `hear` comes after the answers of all: what a publisher on one
-//! worker has published may still be on its way to a subscriber on another. `arm` is answered by all before `open_gate`
+//! worker has published may still be on its way to a subscriber on another. `connect` comes before `arm`: the state of one
+//! client may name the new connection of another. `arm` is answered by all before `open_gate`
 //! goes to any: a subscriber on one worker stands on the new side before a publisher on another may publish there.
 
 use std::cmp::Reverse;
@@ -112,6 +114,7 @@ pub(super) enum Request {
     Close { answer: oneshot::Sender<()> },
     Drain { deadline: Instant, answer: oneshot::Sender<Result<DrainReport, Undrained>> },
     Hear { deadline: Instant, answer: oneshot::Sender<Result<(), Undrained>> },
+    Connect { active: Active, deadline: Instant, answer: oneshot::Sender<Result<(), String>> },
     Arm { active: Active, deadline: Instant, answer: oneshot::Sender<Result<(), String>> },
     Open { active: Active, epoch: u64, answer: oneshot::Sender<OpenReport> },
     Shutdown { deadline: Instant, answer: oneshot::Sender<()> },

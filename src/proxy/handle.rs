@@ -213,13 +213,20 @@ impl Proxy {
     /// Sessions with connection state that could not be moved are closed; all others go on.
     pub async fn open_gate(&self, active: Active, epoch: u64) -> OpenReport {
         let deadline = Instant::now() + Duration::from_secs(2);
-        match self.ask(|answer| Request::Arm { active, deadline, answer }).await {
-            Ok(answers) => {
-                for text in answers.into_iter().filter_map(std::result::Result::err) {
-                    tracing::warn!(epoch, "sessions closed while the gate opened on the {active}: {text}");
+        let connected = self.ask(|answer| Request::Connect { active, deadline, answer }).await;
+        let armed = self.ask(|answer| Request::Arm { active, deadline, answer }).await;
+        for outcome in [connected, armed] {
+            match outcome {
+                Ok(answers) => {
+                    for text in answers.into_iter().filter_map(std::result::Result::err) {
+                        tracing::warn!(
+                            epoch,
+                            "sessions closed while the gate opened on the {active}: {text}"
+                        );
+                    }
                 }
+                Err(error) => tracing::error!(epoch, "{error}"),
             }
-            Err(error) => tracing::error!(epoch, "{error}"),
         }
         let mut sum = OpenReport::default();
         match self.ask(|answer| Request::Open { active, epoch, answer }).await {

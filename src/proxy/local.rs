@@ -2,13 +2,11 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::cluster;
-use super::pinned::redirect_at;
 use super::registry::ClientEntry;
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Answer, Step, credentials};
@@ -238,7 +236,7 @@ fn reply_mode(session: &Session, core: &mut Core, mode: &[u8]) -> Step {
     Step::Done
 }
 
-fn number(text: &[u8]) -> Option<u64> {
+pub(super) fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
@@ -380,34 +378,12 @@ fn kill(session: &Session, filters: &[&[u8]]) -> Result<Option<i64>, Cow<'static
     Ok(Some(killed))
 }
 
-/// CLIENT TRACKING … REDIRECT names a client of the gateway; the server is told the connection that is subscribed for it.
-/// `None`: it names nobody. Who has no connection of its own there is nobody to the server, which says so.
-pub(super) fn redirect(session: &Session, args: &[&[u8]]) -> Option<Vec<u8>> {
-    let at = redirect_at(args)?;
-    let id = number(args[at])?;
-    let target = session.worker.shared.registry.find(id);
-    let server_id = target.as_ref().map_or(0, |target| target.server_id.load(Ordering::Relaxed));
-    let server_id = match target {
-        Some(target) if server_id != 0 => {
-            target.redirected_to.store(true, Ordering::Relaxed);
-            server_id.to_string().into_bytes()
-        }
-        _ => NOBODY.to_vec(),
-    };
-    let mut words = args.to_vec();
-    words[at] = &server_id;
-    let mut bytes = Vec::new();
-    write::command(&mut bytes, &words);
-    Some(bytes)
-}
-
 /// CLIENT UNBLOCK names a client of the gateway; the server knows the connection that blocks for it.
 fn unblock(session: &Rc<Session>, core: &mut Core, id: &[u8], mode: &[&[u8]]) -> Step {
     let Some(id) = number(id) else {
         return say(session, core, |out| write::error(out, "ERR value is not an integer or out of range"));
     };
-    let server_id =
-        session.worker.shared.registry.find(id).map_or(0, |entry| entry.server_id.load(Ordering::Relaxed));
+    let server_id = session.worker.shared.registry.connection_of(id);
     if server_id == 0 {
         return say(session, core, |out| write::integer(out, 0));
     }

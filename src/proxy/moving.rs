@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +11,7 @@ use super::Active;
 use super::pinned::{Blocked, Expect, Fate, Pinned, Replica, SPOIL};
 use super::session::Session;
 use super::special::{PING, ask_aside, ask_on};
-use super::upstream::{DialError, Key, Upstream, dial};
+use super::upstream::{Key, Upstream, dial};
 use crate::resp::value;
 use crate::resp::write;
 
@@ -95,60 +96,82 @@ impl Session {
     }
 
     /// Whether the gateway's own questions on the new connection have been answered.
-    pub(super) fn is_armed(&self) -> bool {
+    pub(super) fn is_armed(&self, active: Active) -> bool {
         self.core.try_borrow().is_ok_and(|core| {
             core.pinned.as_ref().is_none_or(|pinned| {
-                !pinned.expects.iter().any(|(expect, _)| matches!(expect, Expect::Swallow))
+                let owed = |(expect, _): &(Expect, bool)| matches!(expect, Expect::Swallow | Expect::Carried);
+                pinned.upstream.key.side == active && !pinned.expects.iter().any(owed)
             })
         })
     }
 
-    /// Brings the connection state to `active`, on a connection of its own there. On the side where it already
-    /// is, only a recalled command is issued again.
-    pub(super) async fn arm(self: Rc<Self>, active: Active) -> Result<(), String> {
-        let key = {
+    /// The state is on the new side: what stood in for a client that is gone has done its part.
+    pub(super) fn settle_in(&self) {
+        if let Some(pinned) = self.core.borrow_mut().pinned.as_deref_mut() {
+            pinned.stand_in = None;
+        }
+    }
+
+    /// Gets a connection to `active` for the state that is to be brought there.
+    pub(super) async fn connect(self: Rc<Self>, active: Active) -> Result<(), String> {
+        let (key, target) = {
             let core = self.core.borrow();
-            let Some(pinned) = core.pinned.as_deref() else { return Ok(()) };
-            if pinned.replica != Replica::No && pinned.upstream.key.side != active {
+            let Some(pinned) = core.pinned.as_deref().filter(|pinned| pinned.upstream.key.side != active)
+            else {
+                return Ok(());
+            };
+            if pinned.replica != Replica::No {
                 // The other side has a history of its own: it has to attach anew.
                 self.close_now();
                 return Ok(());
             }
-            Key::new(active, pinned.upstream.key.identity.clone())
+            (Key::new(active, pinned.upstream.key.identity.clone()), pinned.state.redirect())
         };
-        let moves = {
-            let core = self.core.borrow();
-            core.pinned.as_deref().is_some_and(|pinned| pinned.upstream.key.side != active)
-        };
-        if moves && self.core.borrow().pinned.as_deref().is_some_and(|pinned| pinned.state.redirects()) {
-            // The connection that it names is not there. Such a client has to forget what it cached whenever it loses a
-            // connection, so that is what it is told.
-            tracing::info!(client = %self.entry.addr, "a client was closed: its tracking was redirected to another client");
+        if let Some(target) = target.and_then(|id| self.worker.shared.registry.find(id)) {
+            target.forgets.store(true, Ordering::SeqCst);
+        }
+        let fresh = if self.needs_connection() { self.take_or_dial(&key).await.map(Some) } else { Ok(None) };
+        let id = fresh.as_ref().ok().and_then(Option::as_ref).map_or(0, |upstream| upstream.client_id);
+        self.entry.server_id.store(id, Ordering::SeqCst);
+        let fresh = fresh?;
+        if let Some(pinned) = self.core.borrow_mut().pinned.as_deref_mut() {
+            pinned.fresh = fresh;
+        }
+        Ok(())
+    }
+
+    /// A connection for this session, which is closed if there is none to be had.
+    async fn take_or_dial(&self, key: &Key) -> Result<Upstream, String> {
+        if let Some(upstream) = self.worker.take_pooled(key) {
+            return Ok(upstream);
+        }
+        dial(&self.worker, key, false).await.map_err(|error| {
             self.close_now();
+            format!("{}: {error}", self.entry.addr)
+        })
+    }
+
+    /// Brings the connection state to `active`, where [`Session::connect`] has got a connection. On the side where it
+    /// already is, only a recalled command is issued again.
+    pub(super) async fn arm(self: Rc<Self>, active: Active) -> Result<(), String> {
+        let (key, moves, mut fresh, redirect) = {
+            let mut core = self.core.borrow_mut();
+            let Some(pinned) = core.pinned.as_deref_mut() else { return Ok(()) };
+            let moves = pinned.upstream.key.side != active;
+            let key = Key::new(active, pinned.upstream.key.identity.clone());
+            (key, moves, pinned.fresh.take(), pinned.state.redirect().filter(|_| moves))
+        };
+        if moves && fresh.is_none() && self.needs_connection() {
+            // It is being closed: it got none.
             return Ok(());
         }
-        let mut fresh = if moves && self.needs_connection() {
-            match self.worker.take_pooled(&key) {
-                Some(upstream) => Some(upstream),
-                None => match dial(&self.worker, &key, false).await {
-                    Ok(upstream) => Some(upstream),
-                    Err(DialError::Refused(line)) => {
-                        self.close_now();
-                        return Err(format!(
-                            "{}: {}",
-                            self.entry.addr,
-                            String::from_utf8_lossy(&line).trim()
-                        ));
-                    }
-                    Err(DialError::Lost(error)) => {
-                        self.close_now();
-                        return Err(format!("{}: {error}", self.entry.addr));
-                    }
-                },
-            }
-        } else {
-            None
-        };
+        let mut target = redirect.map(|id| self.worker.shared.registry.connection_of(id));
+        let mut stand_in = None;
+        if target == Some(0) {
+            let upstream = self.take_or_dial(&key).await?;
+            target = Some(upstream.client_id);
+            stand_in = Some(upstream);
+        }
         let ends = self.ends(&key, fresh.as_mut()).await;
         let mut core = self.core.borrow_mut();
         let Some(mut pinned) = core.pinned.take() else { return Ok(()) };
@@ -167,11 +190,15 @@ impl Session {
                 self.worker.count_pinned(-1);
                 return Ok(());
             };
-            self.entry.server_id.store(upstream.client_id, std::sync::atomic::Ordering::Relaxed);
-            pinned = Box::new(carry(*pinned, upstream));
-        }
-        if pinned.take_invalidation() {
-            self.send(b">2\r\n$10\r\ninvalidate\r\n_\r\n");
+            pinned = Box::new(carry(*pinned, upstream, target));
+            if let (Some(target), Some(_)) = (redirect, &stand_in) {
+                pinned.state.note_broken();
+                self.tell_of_broken(target, key.identity.resp3);
+            }
+            pinned.stand_in = stand_in;
+            if self.entry.forgets.swap(false, Ordering::SeqCst) || pinned.tracks_for_itself() {
+                self.tell_to_forget(key.identity.resp3, pinned.is_subscribed());
+            }
         }
         core.pinned = Some(pinned);
         drop(core);
@@ -228,6 +255,7 @@ impl Session {
                 || pinned.blocked.is_some()
                 || pinned.is_subscribed()
                 || pinned.state.can_be_said()
+                || self.entry.redirected_to.load(Ordering::SeqCst)
         })
     }
 }
@@ -242,13 +270,14 @@ fn last_id(reply: &[u8]) -> Option<Bytes> {
 }
 
 /// The state of `old` on a new connection: what gave it that state is said again, and the answers are swallowed.
-fn carry(old: Pinned, upstream: super::upstream::Upstream) -> Pinned {
-    let resp3 = upstream.key.identity.resp3;
+///
+/// `target`: the connection there that gets the invalidations.
+fn carry(old: Pinned, upstream: Upstream, target: Option<u64>) -> Pinned {
     let mut new = Pinned::new(upstream);
-    for command in old.state.commands() {
-        new.ask(command, Expect::Swallow, false);
+    for command in old.state.commands(target) {
+        let expect = if target.is_some() { Expect::Carried } else { Expect::Swallow };
+        new.ask(&command, expect, false);
     }
-    new.note_tracking_reset(old.state.tracks() && resp3);
     for (name, channels) in
         [("SUBSCRIBE", &old.channels), ("PSUBSCRIBE", &old.patterns), ("SSUBSCRIBE", &old.shards)]
     {

@@ -6,6 +6,7 @@
 //! switch must be able to issue it again on the other side, before what follows.
 
 mod blocked;
+mod redirect;
 mod replies;
 mod state;
 
@@ -30,8 +31,9 @@ use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 
 pub(super) use blocked::Blocked;
-use state::{Change, change};
-pub(super) use state::{State, redirect_at};
+use redirect::Target;
+pub(super) use state::State;
+use state::{Change, change, redirected};
 
 /// Nobody is meant to listen there.
 const OWN_CHANNEL: &[u8] = b"crossfade:wait";
@@ -75,8 +77,12 @@ pub(super) enum Expect {
     Hello(Identity, Option<Bytes>),
     /// A step of a scan: the cursor in its reply gets the epoch's mark.
     Scanned,
+    /// RESET of a client that others have redirected their invalidations to: it keeps its connection.
+    Reset,
     /// The gateway's own question; the client does not see the answer.
     Swallow,
+    /// As that, about state without which the client cannot go on.
+    Carried,
 }
 
 /// Why a transaction cannot run when EXEC comes.
@@ -150,7 +156,10 @@ pub(super) struct Pinned {
     pub(super) patterns: HashSet<Bytes>,
     pub(super) shards: HashSet<Bytes>,
     pub(super) replica: Replica,
-    invalidate: bool,
+    /// The connection to the new side, while the state is not there yet.
+    pub(super) fresh: Option<Upstream>,
+    /// On the new side, for as long as that takes its state: it stands for a client that is gone, to which invalidations were redirected.
+    pub(super) stand_in: Option<Upstream>,
     /// A large reply is being passed on as it comes; whether the client wants it.
     streaming: Option<bool>,
     /// Nothing more is read before the client has taken what it has.
@@ -174,7 +183,8 @@ impl Pinned {
             patterns: HashSet::new(),
             shards: HashSet::new(),
             replica: Replica::No,
-            invalidate: false,
+            fresh: None,
+            stand_in: None,
             streaming: None,
             held_back: false,
         }
@@ -210,6 +220,17 @@ impl Pinned {
     fn advance(&mut self) {
         self.ask(PING, Expect::Swallow, false);
         self.ask(ADVANCE, Expect::Swallow, false);
+    }
+
+    /// The connection has been reset: nothing is left on it.
+    fn forget(&mut self) {
+        self.transaction = None;
+        self.watching = false;
+        self.state = State::default();
+        self.channels.clear();
+        self.patterns.clear();
+        self.shards.clear();
+        self.upstream.key.identity = Identity::default();
     }
 
     /// Sends what can be sent; how many bytes.
@@ -263,14 +284,10 @@ impl Pinned {
         self.expects.push_back((expect, discard));
     }
 
-    /// The other side does not know which keys this client has cached: it is told to forget them all.
-    pub(super) fn take_invalidation(&mut self) -> bool {
-        std::mem::take(&mut self.invalidate)
-    }
-
-    /// See [`Pinned::take_invalidation`].
-    pub(super) fn note_tracking_reset(&mut self, tracked: bool) {
-        self.invalidate = tracked;
+    /// Whether the server tells this client itself, in pushes, which of its keys have changed. Another server does not
+    /// know what it has cached.
+    pub(super) fn tracks_for_itself(&self) -> bool {
+        self.upstream.key.identity.resp3 && self.state.tracks() && self.state.redirect().is_none()
     }
 
     /// Passes on what an attached replica says.
@@ -448,9 +465,18 @@ impl Session {
                 match change(args) {
                     Change::Nothing => Expect::Plain,
                     change => {
-                        let redirected = if change.redirects() { local::redirect(self, args) } else { None };
-                        let raw = redirected.map_or_else(|| Bytes::copy_from_slice(raw), Bytes::from);
-                        pinned.ask(&raw, Expect::State(change, raw.clone()), discard);
+                        let raw = Bytes::copy_from_slice(raw);
+                        let said = match change.redirect() {
+                            Some(id) => match self.target(id, std::mem::take(&mut core.target_asked)) {
+                                Target::Connection(connection) => redirected(args, Some(connection)),
+                                Target::Awaited(target) => {
+                                    self.await_target(core, target);
+                                    return Step::Wait;
+                                }
+                            },
+                            None => raw.clone(),
+                        };
+                        pinned.ask(&said, Expect::State(change, raw), discard);
                         return Step::Done;
                     }
                 }
@@ -529,6 +555,10 @@ impl Session {
                     Err(text) => local::say(self, core, |out| write::error(out, text.as_bytes())),
                 }
             }
+            "reset" if self.entry.redirected_to.load(Ordering::Relaxed) => {
+                pinned.ask(raw, Expect::Reset, false);
+                Step::Done
+            }
             "reset" => {
                 if let Some(pinned) = core.pinned.take() {
                     self.release(*pinned);
@@ -579,7 +609,8 @@ impl Session {
             if !self.pinned_frames(core) {
                 return self.pinned_lost();
             }
-            if core.pinned.as_ref().is_some_and(|pinned| pinned.is_clean()) && !self.worker.gate_closed() {
+            let clean = core.pinned.as_ref().is_some_and(|pinned| pinned.is_clean());
+            if clean && !self.worker.gate_closed() && self.lets_go() {
                 if let Some(pinned) = core.pinned.take() {
                     self.release(*pinned);
                 }
@@ -598,11 +629,11 @@ impl Session {
 
     /// Gives the connection back, or closes it when it still has state.
     pub(super) fn release(&self, pinned: Pinned) {
-        self.entry.server_id.store(0, Ordering::Relaxed);
+        self.entry.server_id.store(0, Ordering::SeqCst);
         *self.entry.flags.lock() = "N";
         self.worker.count_pinned(-1);
         // What is redirected to a connection goes on coming there: nobody else may have it.
-        if pinned.is_clean() && !self.entry.redirected_to.load(Ordering::Relaxed) {
+        if pinned.is_clean() && !self.entry.redirected_to.load(Ordering::SeqCst) {
             self.worker.give_pooled(pinned.upstream);
         }
     }

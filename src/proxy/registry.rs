@@ -8,6 +8,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// What is known of one client outside its worker.
 #[derive(Debug)]
@@ -24,8 +25,12 @@ pub(super) struct ClientEntry {
     pub(super) resp: AtomicU32,
     /// The id that the server gave to the pinned connection of this client; 0 without one.
     pub(super) server_id: AtomicU64,
-    /// The server sends this client the invalidations of another.
+    /// The server is to send this client the invalidations of another: it keeps a connection for itself.
     pub(super) redirected_to: AtomicBool,
+    /// Told when this client has got a connection for itself, or can have none.
+    pub(super) connected: Notify,
+    /// What it was told of another's keys holds no longer: it has to hear so.
+    pub(super) forgets: AtomicBool,
     /// Set by CLIENT KILL.
     pub(super) killed: AtomicBool,
     pub(super) waker: AtomicWaker,
@@ -103,11 +108,9 @@ impl Registry {
         self.clients.get(&id).map(|entry| Arc::clone(entry.value()))
     }
 
-    /// The client that has this connection of the server's for itself.
-    pub(super) fn find_by_connection(&self, server_id: u64) -> Option<Arc<ClientEntry>> {
-        let mut all = self.clients.iter();
-        all.find(|entry| entry.server_id.load(Ordering::Relaxed) == server_id)
-            .map(|entry| Arc::clone(entry.value()))
+    /// The id that the server knows this client's own connection by; 0 when there is none.
+    pub(super) fn connection_of(&self, id: u64) -> u64 {
+        self.find(id).map_or(0, |entry| entry.server_id.load(Ordering::SeqCst))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -78,6 +78,8 @@ pub(super) struct Core {
     pub(super) denied: Option<Bytes>,
     /// The command in front could not be looked up: it goes to the server as it is.
     pub(super) unnamed: bool,
+    /// The client that the command in front names has had the time to get a connection.
+    pub(super) target_asked: bool,
     eof: bool,
     /// Since when something has waited at the closed gate.
     held_since: Option<Instant>,
@@ -135,6 +137,7 @@ impl Session {
                 watch_lost: false,
                 denied: None,
                 unnamed: false,
+                target_asked: false,
                 eof: false,
                 held_since: None,
             }),
@@ -213,7 +216,7 @@ impl Session {
 
     fn waits_for_replies(&self) -> bool {
         // Borrowed only while the session's own task runs, which then sees the new count itself.
-        self.core.try_borrow().is_ok_and(|core| !core.input.is_empty() || core.eof)
+        self.core.try_borrow().is_ok_and(|core| !core.input.is_empty() || core.eof || self.is_awaited(&core))
     }
 
     /// Something large passed: the client's next commands keep out of the others' way.
@@ -324,6 +327,9 @@ impl Session {
                 return Poll::Ready(());
             }
             let mut progress = false;
+            if self.is_awaited(&core) {
+                self.attend(&mut core);
+            }
             if let Some(pending) = &mut core.pending {
                 if let Poll::Ready(outcome) = pending.as_mut().poll(cx) {
                     core.pending = None;
@@ -485,7 +491,10 @@ impl Session {
     }
 
     fn may_process(&self, core: &Core) -> bool {
-        core.pending.is_none() && self.closing.get() == Closing::Open && !self.worker.gate_closed()
+        core.pending.is_none()
+            && self.closing.get() == Closing::Open
+            && !self.worker.gate_closed()
+            && !self.is_awaited(core)
     }
 
     /// Works on what is kept in `input`; whether anything was taken.

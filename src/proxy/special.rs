@@ -1,6 +1,7 @@
 //! Commands that a lane cannot carry as they are: those that change or need the connection's state.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
@@ -36,6 +37,10 @@ pub(super) enum Step {
 pub(super) enum Outcome {
     /// A connection of its own.
     Pinned(Result<Upstream, DialError>),
+    /// As that, since another client has redirected its invalidations here.
+    Awaited(Result<Upstream, DialError>),
+    /// The client that the command in front names has had the time to get a connection.
+    Named,
     /// The server's word on AUTH, SELECT or HELLO.
     Identity { identity: Identity, answer: Answer, dialled: Result<Upstream, DialError>, discard: bool },
     /// The reply to a command that went on a connection of its own.
@@ -183,7 +188,8 @@ impl Session {
     }
 
     pub(super) fn pin(&self, core: &mut Core, upstream: Upstream) {
-        self.entry.server_id.store(upstream.client_id, std::sync::atomic::Ordering::Relaxed);
+        self.entry.server_id.store(upstream.client_id, Ordering::SeqCst);
+        self.entry.connected.notify_waiters();
         self.worker.count_pinned(1);
         core.pinned = Some(Box::new(Pinned::new(upstream)));
     }
@@ -333,7 +339,13 @@ impl Session {
                     }
                 }
             }
-            Outcome::Pinned(Ok(upstream)) => {
+            Outcome::Named => core.target_asked = true,
+            Outcome::Awaited(Err(error)) => {
+                tracing::info!(client = %self.entry.addr, "the invalidations of another client cannot go to this one: {error}");
+                self.entry.redirected_to.store(false, Ordering::SeqCst);
+                self.entry.connected.notify_waiters();
+            }
+            Outcome::Pinned(Ok(upstream)) | Outcome::Awaited(Ok(upstream)) => {
                 if upstream.key.side == self.worker.active.get() {
                     self.pin(core, upstream);
                 }

@@ -34,7 +34,7 @@ use crate::error::{Error, Result, Side};
 use crate::server::{Client, Stream};
 
 use company::Company;
-use switching::{arm, away, busy, drain, hear, open, prepare};
+use switching::{arm, away, busy, connect, drain, hear, open, prepare};
 
 /// Idle connections kept for one identity.
 const POOL: usize = 128;
@@ -402,6 +402,9 @@ async fn run(
             Request::Hear { deadline, answer } => {
                 let _ = answer.send(hear(&worker, deadline).await);
             }
+            Request::Connect { active, deadline, answer } => {
+                let _ = answer.send(connect(&worker, active, deadline).await);
+            }
             Request::Arm { active, deadline, answer } => {
                 let _ = answer.send(arm(&worker, active, deadline).await);
             }
@@ -540,6 +543,8 @@ fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String)
         resp: 2.into(),
         server_id: 0.into(),
         redirected_to: false.into(),
+        connected: Notify::new(),
+        forgets: false.into(),
         killed: false.into(),
         waker: Default::default(),
         last_active: 0.into(),
@@ -552,6 +557,7 @@ fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String)
     tokio::task::spawn_local(async move {
         session.run().await;
         worker.shared.registry.remove(entry.id);
+        entry.connected.notify_waiters();
         worker.sessions.borrow_mut().remove(&entry.id);
         worker.drained();
     });

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use super::blocked::is_nil;
 use super::{Expect, Fate, OWN_CHANNEL, Pinned, Transaction};
 use crate::mirror::is_own as is_own_key;
-use crate::proxy::cursors;
 use crate::proxy::session::{Core, Session};
 use crate::proxy::upstream::Identity;
+use crate::proxy::{cursors, local};
 
 /// A reply that is longer than this is passed on as it comes.
 const STREAMED: usize = 64 * 1024;
@@ -160,7 +160,25 @@ impl Session {
                 }
             }
             Expect::State(..) => {}
-            Expect::Redirection => answer = self.with_own_id(&frame).map(Bytes::from).or(answer),
+            Expect::Redirection => answer = pinned.tracking_told(&frame).or(answer),
+            Expect::Carried if refused => {
+                let why = String::from_utf8_lossy(&frame);
+                tracing::warn!(client = %self.entry.addr, "a client was closed: the other side did not take its state: {}", why.trim());
+                return false;
+            }
+            Expect::Carried => answer = None,
+            Expect::Reset => {
+                answer = None;
+                if refused {
+                    // The server does not know the command: the connection cannot be as new.
+                    if let Some(pinned) = core.pinned.take() {
+                        self.release(*pinned);
+                    }
+                } else {
+                    pinned.forget();
+                }
+                local::reset(self, core);
+            }
             Expect::Select(db) if !refused => {
                 pinned.upstream.key.identity.db = db;
                 let identity = Identity { db, ..core.identity.clone() };
@@ -187,26 +205,16 @@ impl Session {
         true
     }
 
-    /// The answer of GETREDIR or TRACKINGINFO with the client's id at the gateway in place of its connection's at the server.
-    fn with_own_id(&self, frame: &[u8]) -> Option<Vec<u8>> {
-        const FIELD: &[u8] = b"redirect\r\n";
-        let colon =
-            if frame.first() == Some(&b':') { 0 } else { memchr::memmem::find(frame, FIELD)? + FIELD.len() };
-        let end = colon + memchr::memchr(b'\r', frame.get(colon..)?)?;
-        let id: u64 =
-            std::str::from_utf8(frame.get(colon + 1..end)?).ok()?.parse().ok().filter(|id| *id > 0)?;
-        let named = self.worker.shared.registry.find_by_connection(id)?;
-        Some([&frame[..=colon], named.id.to_string().as_bytes(), &frame[end..]].concat())
-    }
-
     /// Passes on what is no answer: messages, and the confirmations of (un)subscribing; whether it was one.
     fn unasked(&self, pinned: &mut Pinned, frame: &[u8]) -> bool {
         let asked_subscription = matches!(pinned.expects.front(), Some((Expect::Subscription { .. }, _)));
         let swallowed = matches!(pinned.expects.front(), Some((Expect::Swallow, _)));
         match classify(frame, asked_subscription || pinned.is_subscribed() || swallowed) {
             Some(Push::Message { own }) => {
-                if !own {
-                    self.send(frame);
+                match pinned.redirection_broke(frame) {
+                    Some(told) => self.send(&told),
+                    None if !own => self.send(frame),
+                    None => {}
                 }
                 true
             }

@@ -4,13 +4,17 @@
 
 use bytes::Bytes;
 
+use crate::proxy::local::number;
+use crate::resp::scan::{CommandScanner, Limits};
+use crate::resp::write;
+
 /// What a state is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::proxy) enum Topic {
     Monitor,
     Tracking {
-        /// Its invalidations go to a connection of another client.
-        redirects: bool,
+        /// The client, by its id at the gateway, that gets its invalidations instead.
+        redirect: Option<u64>,
     },
     /// CLIENT CACHING: what it says holds for the next command.
     Caching,
@@ -45,12 +49,12 @@ pub(in crate::proxy) enum Change {
 }
 
 impl Change {
-    /// Whether a client's id stands in the command.
-    pub(super) fn redirects(&self) -> bool {
-        matches!(
-            self,
-            Self::Set(Topic::Tracking { redirects: true }) | Self::Add(Topic::Tracking { redirects: true })
-        )
+    /// The id of the client to which the command redirects invalidations.
+    pub(super) fn redirect(&self) -> Option<u64> {
+        match self {
+            Self::Set(Topic::Tracking { redirect }) | Self::Add(Topic::Tracking { redirect }) => *redirect,
+            _ => None,
+        }
     }
 }
 
@@ -80,7 +84,7 @@ pub(super) fn change(args: &[&[u8]]) -> Change {
         return Change::Set(Topic::Unknown);
     }
     if is(1, "tracking") {
-        let topic = Topic::Tracking { redirects: redirect_at(args).is_some() };
+        let topic = Topic::Tracking { redirect: redirect_at(args).and_then(|at| number(args[at])) };
         // Each of these adds its prefixes (`enableTracking` in `tracking.c`); the mode cannot change on the way.
         return if is(2, "on") && options(args).any(|(_, word)| word.eq_ignore_ascii_case(b"bcast")) {
             Change::Add(topic)
@@ -111,85 +115,143 @@ fn options<'a>(args: &'a [&'a [u8]]) -> impl Iterator<Item = (usize, &'a [u8])> 
 }
 
 /// Where CLIENT TRACKING says to whom invalidations go.
-pub(in crate::proxy) fn redirect_at(args: &[&[u8]]) -> Option<usize> {
+fn redirect_at(args: &[&[u8]]) -> Option<usize> {
     let (at, _) = options(args).find(|(_, word)| word.eq_ignore_ascii_case(b"redirect"))?;
     (at + 1 < args.len()).then_some(at + 1)
 }
 
-/// The state of a connection, and the commands that gave it, in their order.
+/// The words of CLIENT TRACKING with this id of a connection where it names a client; without one, it names none.
+pub(in crate::proxy) fn redirected(args: &[&[u8]], connection: Option<u64>) -> Bytes {
+    let id = connection.map(|id| id.to_string());
+    let mut words = args.to_vec();
+    match (redirect_at(args), &id) {
+        (Some(at), Some(id)) => words[at] = id.as_bytes(),
+        (Some(at), None) => drop(words.drain(at - 1..=at)),
+        (None, _) => {}
+    }
+    let mut bytes = Vec::new();
+    write::command(&mut bytes, &words);
+    bytes.into()
+}
+
+/// The state of a connection, and the commands that gave it as the client sent them, in their order.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct State(Vec<(Topic, Bytes)>);
+pub(in crate::proxy) struct State {
+    said: Vec<(Topic, Bytes)>,
+    /// Whoever was to get the invalidations is gone, and one could not be sent.
+    broken: bool,
+}
 
 impl State {
     /// The server has accepted `command`, which does this.
     pub(super) fn apply(&mut self, change: Change, command: Bytes) {
+        if let Change::Set(Topic::Tracking { .. })
+        | Change::Add(Topic::Tracking { .. })
+        | Change::End(Topic::Tracking { .. }) = change
+        {
+            self.broken = false;
+        }
         match change {
             Change::Nothing => {}
             Change::Set(topic) => {
-                self.0.retain(|(other, _)| !topic.is_same(other));
-                self.0.push((topic, command));
+                self.said.retain(|(other, _)| !topic.is_same(other));
+                self.said.push((topic, command));
             }
             Change::Add(topic) => {
                 // What comes again word by word adds nothing, but its options hold from here on.
-                self.0.retain(|(_, other)| *other != command);
-                self.0.push((topic, command));
+                self.said.retain(|(_, other)| *other != command);
+                self.said.push((topic, command));
             }
-            Change::End(topic) => self.0.retain(|(other, _)| !topic.is_same(other)),
-            Change::EndFields => self.0.retain(|(topic, _)| !matches!(topic, Topic::Fields(_))),
+            Change::End(topic) => self.said.retain(|(other, _)| !topic.is_same(other)),
+            Change::EndFields => self.said.retain(|(topic, _)| !matches!(topic, Topic::Fields(_))),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.said.is_empty()
     }
 
     /// What has to be said on another connection before anything else.
-    pub(in crate::proxy) fn commands(&self) -> impl Iterator<Item = &Bytes> {
-        let said_last = |topic: &Topic| matches!(topic, Topic::Caching | Topic::Unknown);
-        self.0.iter().filter(move |(topic, _)| !said_last(topic)).map(|(_, command)| command)
+    fn said_first(&self) -> impl Iterator<Item = &(Topic, Bytes)> {
+        self.said.iter().filter(|(topic, _)| !matches!(topic, Topic::Caching | Topic::Unknown))
+    }
+
+    /// What has to be said on another connection before anything else; `target` is the connection there that gets the
+    /// invalidations. The latest TRACKING decides whether they are redirected, so that no other needs to name anybody.
+    pub(in crate::proxy) fn commands(&self, target: Option<u64>) -> Vec<Bytes> {
+        self.said_first()
+            .map(|(topic, command)| match topic {
+                Topic::Tracking { redirect: Some(_) } => with_args(command, |args| redirected(args, target)),
+                _ => command.clone(),
+            })
+            .collect()
     }
 
     /// What has to be said last, since it holds for the command behind it.
     pub(in crate::proxy) fn caching(&self) -> Option<&Bytes> {
-        self.0.iter().find(|(topic, _)| *topic == Topic::Caching).map(|(_, command)| command)
+        self.said.iter().find(|(topic, _)| *topic == Topic::Caching).map(|(_, command)| command)
     }
 
     /// A command has come to which CACHING spoke.
     pub(super) fn spend_caching(&mut self) {
-        if !self.0.is_empty() {
-            self.0.retain(|(topic, _)| *topic != Topic::Caching);
+        if !self.said.is_empty() {
+            self.said.retain(|(topic, _)| *topic != Topic::Caching);
         }
     }
 
     /// Whether anything has to be said on another connection.
     pub(in crate::proxy) fn can_be_said(&self) -> bool {
-        self.commands().next().is_some()
+        self.said_first().next().is_some()
     }
 
     /// Leaves behind what cannot be said on another connection; whether there was any.
     pub(in crate::proxy) fn leave_unknown(&mut self) -> bool {
-        let before = self.0.len();
-        self.0.retain(|(topic, _)| *topic != Topic::Unknown);
-        self.0.len() < before
+        let before = self.said.len();
+        self.said.retain(|(topic, _)| *topic != Topic::Unknown);
+        self.said.len() < before
     }
 
     pub(in crate::proxy) fn monitors(&self) -> bool {
-        self.0.iter().any(|(topic, _)| *topic == Topic::Monitor)
+        self.said.iter().any(|(topic, _)| *topic == Topic::Monitor)
     }
 
     /// Whether scripts are answered with what the debugger says, in as many replies as it takes.
     pub(in crate::proxy) fn debugs(&self) -> bool {
-        self.0.iter().any(|(topic, _)| *topic == Topic::Debug)
+        self.said.iter().any(|(topic, _)| *topic == Topic::Debug)
     }
 
     /// Whether the server tells this client which of its keys have changed.
     pub(in crate::proxy) fn tracks(&self) -> bool {
-        self.0.iter().any(|(topic, _)| matches!(topic, Topic::Tracking { .. }))
+        self.said.iter().any(|(topic, _)| matches!(topic, Topic::Tracking { .. }))
     }
 
-    /// Whether that goes to a connection of another client.
-    pub(in crate::proxy) fn redirects(&self) -> bool {
-        self.0.iter().any(|(topic, _)| *topic == Topic::Tracking { redirects: true })
+    /// The client, by its id at the gateway, to which that goes instead: the latest TRACKING decides.
+    pub(in crate::proxy) fn redirect(&self) -> Option<u64> {
+        let latest = self.said.iter().rev().find_map(|(topic, _)| match topic {
+            Topic::Tracking { redirect } => Some(*redirect),
+            _ => None,
+        });
+        latest.flatten()
+    }
+
+    /// Whoever was to get the invalidations is gone, and one could not be sent.
+    pub(in crate::proxy) fn note_broken(&mut self) {
+        self.broken = true;
+    }
+
+    /// See [`State::note_broken`].
+    pub(in crate::proxy) fn is_broken(&self) -> bool {
+        self.broken
+    }
+}
+
+/// Calls `f` with the arguments of a command that a client has sent.
+fn with_args<T>(command: &[u8], f: impl FnOnce(&[&[u8]]) -> T) -> T {
+    let frame = CommandScanner::default().next(command, &Limits::default());
+    match frame {
+        Ok(Some(frame)) => f(&frame.args(command).collect::<Vec<_>>()),
+        // What the server has accepted is whole.
+        _ => f(&[]),
     }
 }
 
@@ -204,7 +266,8 @@ mod tests {
             let args: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
             state.apply(change(&args), Bytes::copy_from_slice(command.as_bytes()));
         }
-        let said = state.commands().map(|said| String::from_utf8_lossy(said).into_owned()).collect();
+        let said =
+            state.commands(Some(9)).iter().map(|said| String::from_utf8_lossy(said).into_owned()).collect();
         (state, said)
     }
 
@@ -223,11 +286,11 @@ mod tests {
         let words = "CLIENT TRACKING ON PREFIX off PREFIX redirect PREFIX monitor PREFIX bcast BCAST";
         let (state, said) = after(&[words]);
         assert_eq!(said, [words]);
-        assert!(state.tracks() && !state.redirects() && !state.monitors());
+        assert!(state.tracks() && state.redirect().is_none() && !state.monitors());
         let args: Vec<&[u8]> =
             "CLIENT TRACKING ON PREFIX redirect REDIRECT 7".split(' ').map(str::as_bytes).collect();
         assert_eq!(redirect_at(&args), Some(6));
-        assert!(after(&["CLIENT TRACKING ON PREFIX redirect REDIRECT 7"]).0.redirects());
+        assert_eq!(after(&["CLIENT TRACKING ON PREFIX redirect REDIRECT 7"]).0.redirect(), Some(7));
     }
 
     #[test]

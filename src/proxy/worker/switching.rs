@@ -234,6 +234,28 @@ pub(super) fn busy(worker: &Worker) -> Vec<Busy> {
     all
 }
 
+/// What went wrong with any of them in this time.
+async fn failures(
+    steps: impl Iterator<Item = impl Future<Output = std::result::Result<(), String>>>,
+    deadline: tokio::time::Instant,
+) -> Vec<String> {
+    match tokio::time::timeout_at(deadline, futures_util::future::join_all(steps)).await {
+        Ok(all) => all.into_iter().filter_map(std::result::Result::err).collect(),
+        Err(_) => vec!["connections did not open in time".into()],
+    }
+}
+
+pub(super) async fn connect(
+    worker: &Rc<Worker>,
+    active: Active,
+    deadline: Instant,
+) -> std::result::Result<(), String> {
+    let deadline = tokio::time::Instant::from_std(deadline);
+    let sessions = worker.all_sessions().into_iter().filter(|session| session.has_pinned());
+    let failed = failures(sessions.map(|session| session.connect(active)), deadline).await;
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+}
+
 pub(super) async fn arm(
     worker: &Rc<Worker>,
     active: Active,
@@ -244,15 +266,8 @@ pub(super) async fn arm(
     if sessions.is_empty() {
         return Ok(());
     }
-    let armed = tokio::time::timeout_at(
-        deadline,
-        futures_util::future::join_all(sessions.iter().map(|session| Rc::clone(session).arm(active))),
-    )
-    .await;
-    let mut failed: Vec<String> = match armed {
-        Ok(all) => all.into_iter().filter_map(std::result::Result::err).collect(),
-        Err(_) => vec!["connections did not open in time".into()],
-    };
+    let armed = sessions.iter().map(|session| Rc::clone(session).arm(active));
+    let mut failed = failures(armed, deadline).await;
     // Those first who have waited longest: a server serves them in the order in which they come.
     let mut held: Vec<_> =
         sessions.iter().filter_map(|session| Some((session.held_since()?, session))).collect();
@@ -260,17 +275,19 @@ pub(super) async fn arm(
     for (_, session) in held {
         session.resume(active);
     }
-    while !sessions.iter().all(|session| session.closing.get() == Closing::Now || session.is_armed()) {
+    let done = |session: &Rc<Session>| session.closing.get() == Closing::Now || session.is_armed(active);
+    while !sessions.iter().all(done) {
         if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err()
             && tokio::time::Instant::now() >= deadline
         {
-            for session in sessions.iter().filter(|session| !session.is_armed()) {
+            for session in sessions.iter().filter(|session| !done(session)) {
                 session.close_now();
             }
             failed.push("state was not taken over in time".into());
             break;
         }
     }
+    sessions.iter().for_each(|session| session.settle_in());
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
@@ -299,6 +316,10 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
         if let Some((held, commands)) = session.take_hold(now) {
             report.max_hold = report.max_hold.max(held);
             report.held_commands += commands;
+        }
+        if !session.is_armed(active) {
+            // It got a connection to the old side too late to be brought over.
+            session.close_now();
         }
         session.wake();
     }
