@@ -8,11 +8,12 @@ use super::keys::Movable;
 use super::{Effect, Kind, Lane, Pin, Row, Spec, Sub, Switch, flags};
 
 /// A row of the table with everything that was added by hand.
-pub(super) fn spec(row: &Row, subs: &'static [Sub]) -> Spec {
+pub(super) fn spec(id: u16, row: &Row, subs: &'static [Sub]) -> Spec {
     let name = row.name;
     let kind = kind(name, row.flags);
     let lane = lane(name);
     Spec {
+        id,
         name,
         arity: row.arity,
         flags: row.flags,

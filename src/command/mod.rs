@@ -158,6 +158,8 @@ pub enum Switch {
 /// One command or subcommand.
 #[derive(Debug)]
 pub struct Spec {
+    /// Its number, from 1: a client's last command is remembered by it ([`name_of`]).
+    pub id: u16,
     /// In lower case; a subcommand is `parent|sub`.
     pub name: &'static str,
     /// Arguments, the name included; negative: at least that many.
@@ -282,13 +284,13 @@ impl Table {
         let mut table = Self { slots: (0..SLOTS).map(|_| None).collect(), specs: Vec::new() };
         // Rows are sorted, so subcommands stand behind their parent; `|` sorts after every letter, so other
         // commands may stand between them.
-        for row in table::ROWS.iter().filter(|row| !row.name.contains('|')) {
-            let children = table::ROWS.iter().filter_map(|sub| {
+        for (row, id) in table::ROWS.iter().zip(1..).filter(|(row, _)| !row.name.contains('|')) {
+            let children = table::ROWS.iter().zip(1..).filter_map(|(sub, id)| {
                 let name = sub.name.strip_prefix(row.name)?.strip_prefix('|')?;
-                Some(entry(name, attributes::spec(sub, &[])))
+                Some(entry(name, attributes::spec(id, sub, &[])))
             });
             let children: Vec<Sub> = children.flatten().collect();
-            let spec = attributes::spec(row, Vec::leak(children));
+            let spec = attributes::spec(id, row, Vec::leak(children));
             let Some(sub) = entry(row.name, spec) else { continue };
             let mut at = slot(&sub.words, sub.len);
             while table.slots[at].is_some() {
@@ -319,6 +321,15 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
         at += 1;
     }
     None
+}
+
+/// The name of the command with this number.
+pub fn name_of(id: u16) -> Option<&'static str> {
+    let at = usize::from(id).checked_sub(1)?;
+    match table::ROWS.get(at) {
+        Some(row) => Some(row.name),
+        None => unknown::name_at(at - table::ROWS.len()),
+    }
 }
 
 /// The subcommand `sub` of a container, in whatever case.

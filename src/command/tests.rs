@@ -132,6 +132,16 @@ fn timeouts() {
 }
 
 #[test]
+fn numbers_name_their_commands() {
+    let mut seen = std::collections::HashSet::new();
+    for spec in all().flat_map(|spec| std::iter::once(spec).chain(spec.subcommands())) {
+        assert_eq!(name_of(spec.id), Some(spec.name));
+        assert!(seen.insert(spec.id), "{}", spec.name);
+    }
+    assert_eq!((name_of(0), name_of(u16::MAX)), (None, None));
+}
+
+#[test]
 fn keys_of_calls() {
     fn keys(line: &str) -> Result<Vec<&str>, KeyError> {
         let args = split(line);

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 
 use super::keys::{Begin, Find, KeySpec, Movable, access, spec as key_spec};
 use super::{Effect, Kind, Lane, Pin, Spec, Switch, attributes, flags};
@@ -63,6 +64,22 @@ impl Unknown {
         self.known.retain(|_, spec| spec.is_some());
         self.count.store(self.known.len(), Ordering::Relaxed);
     }
+}
+
+/// The names of all that was learned, in the order of their numbers.
+static LEARNED: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+
+/// A number for a command that is not in the table; 0 if there are too many.
+fn number(name: &'static str) -> u16 {
+    let mut learned = LEARNED.lock();
+    let Ok(number) = u16::try_from(super::table::ROWS.len() + learned.len() + 1) else { return 0 };
+    learned.push(name);
+    number
+}
+
+/// The name with this place among the learned ones.
+pub(super) fn name_at(at: usize) -> Option<&'static str> {
+    LEARNED.lock().get(at).copied()
 }
 
 /// A row of COMMAND INFO: name, arity, flags, first key, last key, step, and more from 6.0 on.
@@ -124,6 +141,7 @@ fn from_info(name: &[u8], row: &Value) -> Option<Spec> {
         _ => Effect::None,
     };
     Some(Spec {
+        id: number(name),
         name,
         arity,
         flags: bits,
@@ -158,6 +176,7 @@ mod tests {
             (spec.name, spec.arity, spec.kind, spec.lane),
             ("json.set", -4, Kind::Write, Lane::Shared)
         );
+        assert_eq!(super::super::name_of(spec.id), Some("json.set"));
         assert_eq!(&*super::super::keys(spec, &["json.set", "k", "$", "1"]).unwrap(), &[1]);
         assert!(std::ptr::eq(cache.get(b"json.SET").unwrap().unwrap(), spec));
         assert!(cache.learn(b"nope", &value("*1\r\n*-1\r\n")).is_none());

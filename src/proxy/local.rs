@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::cluster;
-use super::registry::ClientEntry;
+use super::registry::{ClientEntry, ClientType};
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{Answer, Step, credentials};
 use super::upstream::{Credentials, Identity};
@@ -240,16 +241,6 @@ pub(super) fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn client_type(entry: &ClientEntry) -> &'static [u8] {
-    if *entry.flags.lock() == "P" { b"pubsub" } else { b"normal" }
-}
-
-fn is_client_type(value: &[u8]) -> bool {
-    ["normal", "master", "replica", "slave", "pubsub"]
-        .iter()
-        .any(|known| value.eq_ignore_ascii_case(known.as_bytes()))
-}
-
 fn unknown_type(value: &[u8]) -> Cow<'static, str> {
     format!("ERR Unknown client type '{}'", String::from_utf8_lossy(value)).into()
 }
@@ -280,11 +271,8 @@ fn list(session: &Session, filters: &[&[u8]], proto: Proto) -> Result<Vec<u8>, C
     let keep: Box<dyn Fn(&ClientEntry) -> bool> = match filters {
         [] => Box::new(|_| true),
         [kind, value] if kind.eq_ignore_ascii_case(b"type") => {
-            let wanted = value.to_ascii_lowercase();
-            if !is_client_type(value) {
-                return Err(unknown_type(value));
-            }
-            Box::new(move |entry| client_type(entry) == wanted)
+            let wanted = ClientType::parse(value).ok_or_else(|| unknown_type(value))?;
+            Box::new(move |entry| entry.kind() == wanted)
         }
         [kind, ids @ ..] if kind.eq_ignore_ascii_case(b"id") && !ids.is_empty() => {
             let mut wanted = Vec::new();
@@ -313,69 +301,82 @@ fn list(session: &Session, filters: &[&[u8]], proto: Proto) -> Result<Vec<u8>, C
     Ok(out)
 }
 
-/// One condition of CLIENT KILL.
-type Test = Box<dyn Fn(&ClientEntry) -> bool>;
+/// The conditions of CLIENT KILL. Of each kind the last counts.
+#[derive(Default)]
+struct Filter<'a> {
+    id: Option<u64>,
+    addr: Option<&'a [u8]>,
+    laddr: Option<&'a [u8]>,
+    user: Option<&'a [u8]>,
+    kind: Option<ClientType>,
+    /// In seconds; so old, or older.
+    max_age: Option<u64>,
+    /// Whoever asks is meant as well.
+    and_me: bool,
+}
+
+impl<'a> Filter<'a> {
+    fn parse(words: &[&'a [u8]]) -> Result<Self, Cow<'static, str>> {
+        let mut filter = Self::default();
+        let pairs = words.chunks_exact(2);
+        if !pairs.remainder().is_empty() || words.is_empty() {
+            return Err("ERR syntax error".into());
+        }
+        for pair in pairs {
+            let value = pair[1];
+            match pair[0].to_ascii_lowercase().as_slice() {
+                b"id" => match number(value) {
+                    Some(id) if id > 0 => filter.id = Some(id),
+                    _ => return Err("ERR client-id should be greater than 0".into()),
+                },
+                b"addr" => filter.addr = Some(value),
+                b"laddr" => filter.laddr = Some(value),
+                b"user" => filter.user = Some(value),
+                b"type" => filter.kind = Some(ClientType::parse(value).ok_or_else(|| unknown_type(value))?),
+                b"skipme" if value.eq_ignore_ascii_case(b"yes") => filter.and_me = false,
+                b"skipme" if value.eq_ignore_ascii_case(b"no") => filter.and_me = true,
+                b"maxage" => match std::str::from_utf8(value).ok().and_then(|age| age.parse::<i64>().ok()) {
+                    Some(age) if age > 0 => filter.max_age = Some(age.unsigned_abs()),
+                    Some(_) => return Err("ERR maxage should be greater than 0".into()),
+                    None => return Err("ERR maxage is not an integer or out of range".into()),
+                },
+                _ => return Err("ERR syntax error".into()),
+            }
+        }
+        Ok(filter)
+    }
+
+    fn means(&self, entry: &ClientEntry) -> bool {
+        self.id.is_none_or(|id| entry.id == id)
+            && self.addr.is_none_or(|addr| entry.addr.as_bytes() == addr)
+            && self.laddr.is_none_or(|laddr| entry.laddr.as_bytes() == laddr)
+            && self.user.is_none_or(|user| entry.user.lock().as_ref() == user)
+            && self.kind.is_none_or(|kind| entry.kind() == kind)
+            && self.max_age.is_none_or(|age| entry.since.elapsed().as_secs() >= age)
+    }
+}
 
 /// How many clients it ends; `None` for the old form, which says OK.
-fn kill(session: &Session, filters: &[&[u8]]) -> Result<Option<i64>, Cow<'static, str>> {
+fn kill(session: &Session, words: &[&[u8]]) -> Result<Option<i64>, Cow<'static, str>> {
     let all = session.worker.shared.registry.all();
-    if let [address] = filters {
-        // The old form kills exactly one client, by its address.
-        let found = all.iter().find(|entry| entry.addr.as_bytes() == *address);
-        return match found {
-            Some(entry) if entry.id == session.entry.id => {
-                session.closing.set(Closing::AfterReplies);
-                Ok(None)
-            }
-            Some(entry) => {
-                entry.kill();
-                Ok(None)
-            }
-            None => Err("ERR No such client".into()),
-        };
-    }
-    let mut skip_me = true;
-    let mut tests: Vec<Test> = Vec::new();
-    let mut pairs = filters.chunks_exact(2);
-    for pair in pairs.by_ref() {
-        let value = pair[1].to_vec();
-        match pair[0].to_ascii_lowercase().as_slice() {
-            b"id" => match number(&value) {
-                Some(id) if id > 0 => tests.push(Box::new(move |entry| entry.id == id)),
-                _ => {
-                    return Err("ERR client-id should be greater than 0".into());
-                }
-            },
-            b"addr" => tests.push(Box::new(move |entry| entry.addr.as_bytes() == value)),
-            b"laddr" => tests.push(Box::new(move |entry| entry.laddr.as_bytes() == value)),
-            b"user" => tests.push(Box::new(move |entry| entry.user.lock().as_ref() == value)),
-            b"type" if !is_client_type(&value) => return Err(unknown_type(&value)),
-            b"type" => tests.push(Box::new(move |entry| client_type(entry).eq_ignore_ascii_case(&value))),
-            b"skipme" if value.eq_ignore_ascii_case(b"yes") => skip_me = true,
-            b"skipme" if value.eq_ignore_ascii_case(b"no") => skip_me = false,
-            b"maxage" => match number(&value) {
-                Some(age) => tests.push(Box::new(move |entry| entry.since.elapsed().as_secs() >= age)),
-                None => return Err("ERR syntax error".into()),
-            },
-            _ => return Err("ERR syntax error".into()),
-        }
-    }
-    if !pairs.remainder().is_empty() || filters.is_empty() {
-        return Err("ERR syntax error".into());
-    }
-    let mut killed = 0;
-    for entry in all.iter().filter(|entry| tests.iter().all(|test| test(entry))) {
+    let end = |entry: &ClientEntry| {
         if entry.id == session.entry.id {
-            if !skip_me {
-                session.closing.set(Closing::AfterReplies);
-                killed += 1;
-            }
+            session.closing.set(Closing::AfterReplies);
         } else {
             entry.kill();
-            killed += 1;
         }
+    };
+    if let [address] = words {
+        // The old form kills exactly one client, by its address.
+        let found = all.iter().find(|entry| entry.addr.as_bytes() == *address);
+        end(found.ok_or("ERR No such client")?);
+        return Ok(None);
     }
-    Ok(Some(killed))
+    let filter = Filter::parse(words)?;
+    let is_meant =
+        |entry: &&Arc<ClientEntry>| filter.means(entry) && (filter.and_me || entry.id != session.entry.id);
+    let killed = all.iter().filter(is_meant).inspect(|entry| end(entry)).count();
+    Ok(Some(killed as i64))
 }
 
 /// CLIENT UNBLOCK names a client of the gateway; the server knows the connection that blocks for it.

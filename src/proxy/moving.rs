@@ -182,11 +182,12 @@ impl Session {
             if pinned.state.leave_unknown() {
                 tracing::warn!(client = %self.entry.addr, "what an unknown command set on a client's connection stays behind");
             }
-            if pinned.watching && pinned.transaction.is_none() {
+            if !pinned.watched.is_empty() && pinned.transaction.is_none() {
                 core.watch_lost = true;
             }
             let Some(upstream) = fresh else {
                 // Only watched keys: there is nothing to carry but the conflict.
+                self.entry.shown.clear();
                 self.worker.count_pinned(-1);
                 return Ok(());
             };
@@ -200,6 +201,7 @@ impl Session {
                 self.tell_to_forget(key.identity.resp3, pinned.is_subscribed());
             }
         }
+        pinned.show(&self.entry.shown);
         core.pinned = Some(pinned);
         drop(core);
         self.wake();
@@ -291,7 +293,7 @@ fn carry(old: Pinned, upstream: Upstream, target: Option<u64>) -> Pinned {
         new.ask(command, Expect::Swallow, false);
     }
     if let Some(mut transaction) = old.transaction {
-        if old.watching {
+        if !old.watched.is_empty() {
             transaction.fate = Fate::Conflict;
         }
         if transaction.is_too_large() {

@@ -22,6 +22,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::outbuf::{OutBuf, SLICES};
+use super::registry::{Shown, flag};
 use super::session::{Closing, Core, ReplyMode, Session};
 use super::special::{PING, Step, credentials};
 use super::upstream::{Identity, Upstream};
@@ -60,7 +61,8 @@ pub(super) enum Expect {
     EndTransaction,
     /// DISCARD in place of an EXEC that must not run; the client is told `instead`.
     Replaced(&'static [u8]),
-    Watch,
+    /// Of these keys.
+    Watch(Vec<Bytes>),
     Unwatch,
     Blocking,
     /// Confirmations of SUBSCRIBE and its kin.
@@ -99,6 +101,8 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub(super) struct Transaction {
     pub(super) queued: Vec<Bytes>,
+    /// How many there are, remembered or not.
+    count: usize,
     bytes: usize,
     pub(super) fate: Fate,
     /// A command was refused when it was queued: EXEC will answer EXECABORT.
@@ -109,7 +113,7 @@ pub(super) struct Transaction {
 
 impl Transaction {
     fn new(fate: Fate) -> Self {
-        Self { queued: Vec::new(), bytes: 0, fate, refused: false, select: None }
+        Self { queued: Vec::new(), count: 0, bytes: 0, fate, refused: false, select: None }
     }
 
     /// Whether the commands could not all be remembered.
@@ -119,6 +123,7 @@ impl Transaction {
 
     /// A command was queued; `select` is the db that it leads to.
     fn remember(&mut self, raw: Bytes, select: Option<u32>) {
+        self.count += 1;
         self.bytes += raw.len();
         if self.is_too_large() {
             self.queued = Vec::new();
@@ -149,7 +154,8 @@ pub(super) struct Pinned {
     scanned: usize,
     pub(super) expects: VecDeque<(Expect, bool)>,
     pub(super) transaction: Option<Transaction>,
-    pub(super) watching: bool,
+    /// Keys that are watched, with their db.
+    pub(super) watched: HashSet<(u32, Bytes)>,
     pub(super) blocked: Option<Blocked>,
     pub(super) state: State,
     pub(super) channels: HashSet<Bytes>,
@@ -176,7 +182,7 @@ impl Pinned {
             scanned: 0,
             expects: VecDeque::new(),
             transaction: None,
-            watching: false,
+            watched: HashSet::new(),
             blocked: None,
             state: State::default(),
             channels: HashSet::new(),
@@ -207,7 +213,7 @@ impl Pinned {
     pub(super) fn is_clean(&self) -> bool {
         !self.owes()
             && self.transaction.is_none()
-            && !self.watching
+            && self.watched.is_empty()
             && self.blocked.is_none()
             && self.state.is_empty()
             && !self.is_subscribed()
@@ -225,7 +231,7 @@ impl Pinned {
     /// The connection has been reset: nothing is left on it.
     fn forget(&mut self) {
         self.transaction = None;
-        self.watching = false;
+        self.watched.clear();
         self.state = State::default();
         self.channels.clear();
         self.patterns.clear();
@@ -300,20 +306,37 @@ impl Pinned {
         self.held_back
     }
 
-    fn flags(&self) -> &'static str {
-        if self.replica != Replica::No {
-            "S"
-        } else if self.state.monitors() {
-            "O"
-        } else if self.is_subscribed() {
-            "P"
-        } else if self.blocked.is_some() {
-            "b"
-        } else if self.transaction.is_some() {
-            "x"
-        } else {
-            "N"
+    /// Lets others see the state.
+    pub(super) fn show(&self, shown: &Shown) {
+        let conflict =
+            self.transaction.as_ref().is_some_and(|transaction| transaction.fate == Fate::Conflict);
+        let mut bits = self.state.flags();
+        for (is, bit) in [
+            (self.replica == Replica::Attached, flag::REPLICA),
+            (self.is_subscribed(), flag::PUBSUB),
+            (self.transaction.is_some(), flag::TRANSACTION),
+            (self.is_blocked(), flag::BLOCKED),
+            (conflict, flag::CONFLICT),
+        ] {
+            bits |= if is { bit } else { 0 };
         }
+        shown.flags.store(bits, Ordering::Relaxed);
+        let queued = self.transaction.as_ref().map_or(0, |transaction| transaction.count + 1);
+        for (counter, count) in [
+            (&shown.channels, self.channels.len()),
+            (&shown.patterns, self.patterns.len()),
+            (&shown.shards, self.shards.len()),
+            (&shown.watched, self.watched.len()),
+            (&shown.queued, queued),
+        ] {
+            counter.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
+        let redirect = if self.state.tracks() {
+            i64::try_from(self.state.redirect().unwrap_or(0)).map_or(i64::MAX, |id| id.saturating_add(1))
+        } else {
+            0
+        };
+        shown.redirect.store(redirect, Ordering::Relaxed);
     }
 
     /// The set that confirmations of this name speak of.
@@ -449,7 +472,7 @@ impl Session {
                 }
                 pinned.replica = Replica::Attached;
                 pinned.out.extend(raw);
-                *self.entry.flags.lock() = pinned.flags();
+                pinned.show(&self.entry.shown);
                 return Step::Done;
             }
             _ if cursor.is_some() => {
@@ -458,7 +481,7 @@ impl Session {
                 pinned.ask(&command, Expect::Scanned, discard);
                 return Step::Done;
             }
-            "watch" => Expect::Watch,
+            "watch" => Expect::Watch(args[1..].iter().map(|key| Bytes::copy_from_slice(key)).collect()),
             "unwatch" => Expect::Unwatch,
             "client" if args.get(1).is_some_and(|sub| names_a_connection(sub)) => Expect::Redirection,
             _ if matches!(route, Some(Route::Pinned(Why::Monitor | Why::Tracking | Why::Other))) => {
@@ -520,7 +543,7 @@ impl Session {
             },
         };
         pinned.ask(raw, expect, discard);
-        *self.entry.flags.lock() = pinned.flags();
+        pinned.show(&self.entry.shown);
         Step::Done
     }
 
@@ -630,7 +653,7 @@ impl Session {
     /// Gives the connection back, or closes it when it still has state.
     pub(super) fn release(&self, pinned: Pinned) {
         self.entry.server_id.store(0, Ordering::SeqCst);
-        *self.entry.flags.lock() = "N";
+        self.entry.shown.clear();
         self.worker.count_pinned(-1);
         // What is redirected to a connection goes on coming there: nobody else may have it.
         if pinned.is_clean() && !self.entry.redirected_to.load(Ordering::SeqCst) {

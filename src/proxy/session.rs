@@ -28,7 +28,7 @@ use super::registry::ClientEntry;
 use super::special::{Outcome, Step};
 use super::upstream::{Identity, Key};
 use super::worker::{self, Worker, later};
-use crate::command::{self, Lane as Route, Switch};
+use crate::command::{self, Lane as Route, Spec, Switch};
 use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::write;
 
@@ -103,8 +103,8 @@ pub(super) struct Session {
     bulk_until: Cell<u64>,
     /// Bytes that the session's task has moved in this turn.
     turn: Cell<usize>,
-    /// The name of the command that was handed out last, for messages.
-    pub(super) last: Cell<&'static str>,
+    /// The command that was handed out last; a container rather than its subcommand.
+    pub(super) last: Cell<Option<&'static Spec>>,
     pub(super) core: RefCell<Core>,
 }
 
@@ -123,7 +123,7 @@ impl Session {
             partial: Cell::new(0),
             bulk_until: Cell::new(0),
             turn: Cell::new(0),
-            last: Cell::new(""),
+            last: Cell::new(None),
             core: RefCell::new(Core {
                 input: BytesMut::new(),
                 scanner: CommandScanner::default(),
@@ -480,6 +480,12 @@ impl Session {
         self.note_active();
     }
 
+    /// Lets others see what came last.
+    #[inline]
+    pub(super) fn note_command(&self, spec: Option<&Spec>) {
+        self.entry.shown.cmd.store(spec.map_or(0, |spec| spec.id), Ordering::Relaxed);
+    }
+
     /// As in Redis, a client is active when it is answered too: one that had to wait for long is not idle then.
     fn note_active(&self) {
         self.entry.last_active.store(self.worker.clock_ms(&self.entry), Ordering::Relaxed);
@@ -578,14 +584,14 @@ impl Session {
                         if frame.len < BULK {
                             count += 1;
                             at = end;
-                            self.last.set(spec.name);
+                            self.last.set(Some(spec));
                             continue;
                         }
                         self.hand_out(core, &data[run..at], &mut count);
                         self.note_bulk();
                         let is_full = core.lane.as_ref().is_some_and(|lane| lane.is_full());
                         if !is_full && (self.inflight.get() == 0 || self.is_on_bulk_lane(core)) {
-                            self.last.set(spec.name);
+                            self.last.set(Some(spec));
                             core.front = Some(frame.len);
                         }
                         full = is_full;
@@ -636,6 +642,7 @@ impl Session {
     #[inline]
     fn hand_out(self: &Rc<Self>, core: &mut Core, run: &[u8], count: &mut u32) {
         if *count > 0 {
+            self.note_command(self.last.get());
             self.push(core, run, *count, false);
             self.worker.count_commands(u64::from(*count));
             worker::note_run(*count);
@@ -679,6 +686,7 @@ impl Session {
     fn push_whole(self: &Rc<Self>, core: &mut Core, command: Bytes) {
         let lane = self.lane(core);
         self.inflight.set(self.inflight.get() + 1);
+        self.note_command(self.last.get());
         lane.push_whole(self, command);
         self.worker.count_commands(1);
         if lane.is_full() {

@@ -98,7 +98,10 @@ impl Session {
                 None => return self.look_up(core, name),
             },
         };
-        self.last.set(spec.map_or("(unknown command)", |spec| spec.name));
+        self.last.set(spec);
+        // Servers show no container: one without a subcommand that they know is no command.
+        let meant = spec.map(|spec| command::route(spec, args).0);
+        self.note_command(meant.filter(|meant| !meant.is_container() || args.len() == 1));
         if let Some(spec) = spec.filter(|spec| spec.kind == Kind::Script) {
             self.worker.shared.scripts.learn(spec.name, args);
         }

@@ -26,7 +26,7 @@ use super::client::ClientStream;
 use super::gate::Request;
 use super::handle::{Counters, Shared};
 use super::lane::Lane;
-use super::registry::ClientEntry;
+use super::registry::{ClientEntry, Shown};
 use super::session::Session;
 use super::upstream::{Identity, Key, Upstream};
 use super::{Active, ProxyOptions};
@@ -548,7 +548,7 @@ fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String)
         killed: false.into(),
         waker: Default::default(),
         last_active: 0.into(),
-        flags: parking_lot::Mutex::new("N"),
+        shown: Shown::default(),
     });
     let session = Session::new(worker, Arc::clone(&entry), stream);
     registry.insert(Arc::clone(&entry));

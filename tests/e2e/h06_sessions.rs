@@ -102,6 +102,13 @@ impl Raw {
         }
     }
 
+    /// Waits until the connection ends.
+    pub async fn ended(&mut self) {
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read_to_end(&mut rest)).await;
+        read.expect("the connection stays open").ok();
+    }
+
     /// What has come when a marker that is sent now is echoed, without the marker.
     pub async fn settled(&mut self) -> String {
         self.send(&["ECHO ---"]).await;

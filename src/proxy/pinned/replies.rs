@@ -118,7 +118,7 @@ impl Session {
             }
             Expect::EndTransaction => {
                 let select = pinned.transaction.take().and_then(|transaction| transaction.select);
-                pinned.watching = false;
+                pinned.watched.clear();
                 if let (Some(db), Some(b'*')) = (select, frame.first()) {
                     if !is_nil(&frame) {
                         pinned.upstream.key.identity.db = db;
@@ -129,12 +129,16 @@ impl Session {
             }
             Expect::Replaced(instead) => {
                 pinned.transaction = None;
-                pinned.watching = false;
+                pinned.watched.clear();
                 answer = Some(Bytes::from_static(instead));
             }
-            Expect::Watch => pinned.watching |= !refused,
+            Expect::Watch(keys) if !refused => {
+                let db = pinned.upstream.key.identity.db;
+                pinned.watched.extend(keys.into_iter().map(|key| (db, key)));
+            }
+            Expect::Watch(_) => {}
             Expect::Unwatch => {
-                pinned.watching = false;
+                pinned.watched.clear();
                 core.watch_lost = false;
             }
             Expect::Blocking => {
@@ -200,7 +204,7 @@ impl Session {
             self.send_whole(answer);
         }
         if let Some(pinned) = core.pinned.as_deref() {
-            *self.entry.flags.lock() = pinned.flags();
+            pinned.show(&self.entry.shown);
         }
         true
     }
@@ -248,7 +252,7 @@ impl Session {
                 if done {
                     pinned.expects.pop_front();
                 }
-                *self.entry.flags.lock() = pinned.flags();
+                pinned.show(&self.entry.shown);
                 true
             }
             None if pinned.state.monitors()

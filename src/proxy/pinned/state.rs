@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use crate::proxy::local::number;
+use crate::proxy::registry::flag;
 use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::write;
 
@@ -15,6 +16,8 @@ pub(in crate::proxy) enum Topic {
     Tracking {
         /// The client, by its id at the gateway, that gets its invalidations instead.
         redirect: Option<u64>,
+        /// Of all keys that begin as said, whatever the client has read.
+        broadcast: bool,
     },
     /// CLIENT CACHING: what it says holds for the next command.
     Caching,
@@ -52,7 +55,9 @@ impl Change {
     /// The id of the client to which the command redirects invalidations.
     pub(super) fn redirect(&self) -> Option<u64> {
         match self {
-            Self::Set(Topic::Tracking { redirect }) | Self::Add(Topic::Tracking { redirect }) => *redirect,
+            Self::Set(Topic::Tracking { redirect, .. }) | Self::Add(Topic::Tracking { redirect, .. }) => {
+                *redirect
+            }
             _ => None,
         }
     }
@@ -84,13 +89,11 @@ pub(super) fn change(args: &[&[u8]]) -> Change {
         return Change::Set(Topic::Unknown);
     }
     if is(1, "tracking") {
-        let topic = Topic::Tracking { redirect: redirect_at(args).and_then(|at| number(args[at])) };
+        let redirect = redirect_at(args).and_then(|at| number(args[at]));
+        let broadcast = options(args).any(|(_, word)| word.eq_ignore_ascii_case(b"bcast"));
+        let topic = Topic::Tracking { redirect, broadcast };
         // Each of these adds its prefixes (`enableTracking` in `tracking.c`); the mode cannot change on the way.
-        return if is(2, "on") && options(args).any(|(_, word)| word.eq_ignore_ascii_case(b"bcast")) {
-            Change::Add(topic)
-        } else {
-            switched(topic)
-        };
+        return if is(2, "on") && broadcast { Change::Add(topic) } else { switched(topic) };
     }
     match args.get(1).map(|sub| sub.to_ascii_lowercase()).unwrap_or_default().as_slice() {
         b"caching" => Change::Set(Topic::Caching),
@@ -181,7 +184,9 @@ impl State {
     pub(in crate::proxy) fn commands(&self, target: Option<u64>) -> Vec<Bytes> {
         self.said_first()
             .map(|(topic, command)| match topic {
-                Topic::Tracking { redirect: Some(_) } => with_args(command, |args| redirected(args, target)),
+                Topic::Tracking { redirect: Some(_), .. } => {
+                    with_args(command, |args| redirected(args, target))
+                }
                 _ => command.clone(),
             })
             .collect()
@@ -211,6 +216,20 @@ impl State {
         self.said.len() < before
     }
 
+    /// What CLIENT LIST shows of it.
+    pub(super) fn flags(&self) -> u32 {
+        let bits = self.said.iter().map(|(topic, _)| match topic {
+            Topic::Monitor => flag::MONITOR,
+            Topic::Tracking { broadcast: true, .. } => flag::TRACKING | flag::BROADCAST,
+            Topic::Tracking { .. } => flag::TRACKING,
+            Topic::NoEvict => flag::NO_EVICT,
+            Topic::NoTouch => flag::NO_TOUCH,
+            Topic::ImportSource => flag::IMPORT_SOURCE,
+            Topic::Caching | Topic::Debug | Topic::Fields(_) | Topic::Unknown => 0,
+        });
+        bits.fold(if self.broken { flag::BROKEN_REDIRECT } else { 0 }, |all, bit| all | bit)
+    }
+
     pub(in crate::proxy) fn monitors(&self) -> bool {
         self.said.iter().any(|(topic, _)| *topic == Topic::Monitor)
     }
@@ -228,7 +247,7 @@ impl State {
     /// The client, by its id at the gateway, to which that goes instead: the latest TRACKING decides.
     pub(in crate::proxy) fn redirect(&self) -> Option<u64> {
         let latest = self.said.iter().rev().find_map(|(topic, _)| match topic {
-            Topic::Tracking { redirect } => Some(*redirect),
+            Topic::Tracking { redirect, .. } => Some(*redirect),
             _ => None,
         });
         latest.flatten()

@@ -216,7 +216,7 @@ fn is_drained(worker: &Worker) -> bool {
 /// Commands in flight. Blocked ones are not meant: they wait for others, not others for them.
 pub(super) fn busy(worker: &Worker) -> Vec<Busy> {
     let named = |session: &Session, age_ms: u64| Busy {
-        command: session.last.get(),
+        command: session.last.get().map_or("(unknown command)", |spec| spec.name),
         client: format!("{} (id {})", session.entry.addr, session.entry.id),
         age: Duration::from_millis(age_ms),
     };
