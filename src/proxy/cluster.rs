@@ -41,6 +41,16 @@ pub(super) fn answer(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &
     }
 }
 
+/// Whether the gateway itself answers this.
+pub(super) fn is_own(args: &[&[u8]]) -> bool {
+    let sub = args.get(1).map(|sub| sub.to_ascii_lowercase()).unwrap_or_default();
+    match sub.as_slice() {
+        b"slots" | b"shards" | b"nodes" | b"info" | b"myid" | b"myshardid" | b"links" => args.len() == 2,
+        b"keyslot" | b"replicas" | b"slaves" => args.len() == 3,
+        _ => false,
+    }
+}
+
 const INFO: &str = "cluster_state:ok\r\ncluster_slots_assigned:16384\r\ncluster_slots_ok:16384\r\n\
                     cluster_slots_pfail:0\r\ncluster_slots_fail:0\r\ncluster_known_nodes:1\r\ncluster_size:1\r\n\
                     cluster_current_epoch:1\r\ncluster_my_epoch:1\r\ncluster_stats_messages_sent:0\r\n\

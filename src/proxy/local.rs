@@ -204,13 +204,7 @@ fn client(session: &Rc<Session>, core: &mut Core, raw: &[u8], args: &[&[u8]]) ->
         }
         // They reach other clients: only a user whom the server would let do so may.
         (b"list", _) => session.ask_leave(core, args, &[b"CLIENT", b"LIST", b"ID", NOBODY]),
-        (b"kill", filters @ [_, ..]) => {
-            let mut probe = vec![b"CLIENT".as_slice(), b"KILL", b"ID", NOBODY];
-            // Which users there are, only the server knows.
-            let named = filters.chunks_exact(2).find(|pair| pair[0].eq_ignore_ascii_case(b"user"));
-            probe.extend(named.into_iter().flatten());
-            session.ask_leave(core, args, &probe)
-        }
+        (b"kill", filters @ [_, ..]) => session.ask_leave(core, args, &kill_probe(filters)),
         // It marks the connection, which would be everybody's lane.
         (b"capa", _) => session.ask_apart(core, raw),
         (b"reply", [mode]) => reply_mode(session, core, mode),
@@ -247,6 +241,31 @@ fn unknown_type(value: &[u8]) -> Cow<'static, str> {
 
 /// An id that no client has.
 const NOBODY: &[u8] = b"9223372036854775807";
+
+/// A CLIENT KILL with these conditions that ends nobody: the server says whether this user may ask.
+pub(super) fn kill_probe<'a>(filters: &[&'a [u8]]) -> Vec<&'a [u8]> {
+    let mut probe = vec![b"CLIENT".as_slice(), b"KILL", b"ID", NOBODY];
+    // Which users there are, only the server knows.
+    let named = filters.chunks_exact(2).find(|pair| pair[0].eq_ignore_ascii_case(b"user"));
+    probe.extend(named.into_iter().flatten());
+    probe
+}
+
+/// The gateway's answer within that of EXEC. The server has queued the command, or what stood in for it, and run it.
+pub(super) fn answer_within(session: &Rc<Session>, core: &mut Core, words: &[Bytes], shown: bool) {
+    let args: Vec<&[u8]> = words.iter().map(|word| word.as_ref()).collect();
+    let mode = std::mem::replace(&mut core.reply_mode, if shown { ReplyMode::On } else { ReplyMode::Off });
+    let is = |at: usize, word: &[u8]| args.get(at).is_some_and(|arg| arg.eq_ignore_ascii_case(word));
+    if is(0, b"cluster") {
+        cluster::answer(session, core, b"", &args);
+    } else if is(1, b"list") || is(1, b"kill") {
+        let answer = about_others(session, &args, Session::proto(core));
+        say(session, core, |out| out.extend_from_slice(&answer));
+    } else {
+        client(session, core, b"", &args);
+    }
+    core.reply_mode = mode;
+}
 
 /// The answer to CLIENT LIST or CLIENT KILL from a user who may ask.
 pub(super) fn about_others(session: &Session, args: &[&[u8]], proto: Proto) -> Vec<u8> {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -12,6 +12,7 @@ use super::pinned::{Blocked, Expect, Fate, Pinned, Replica, SPOIL};
 use super::session::Session;
 use super::special::{PING, ask_aside, ask_on};
 use super::upstream::{Key, Upstream, dial};
+use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::value;
 use crate::resp::write;
 
@@ -213,6 +214,19 @@ impl Session {
         let core = self.core.try_borrow().ok()?;
         let blocked = core.pinned.as_deref()?.blocked.as_ref()?;
         blocked.held.as_ref().map(|_| blocked.asked)
+    }
+
+    /// The gate opens: how long something had waited, and how many whole commands.
+    pub(super) fn take_hold(&self, now: Instant) -> Option<(Duration, u64)> {
+        let mut core = self.core.borrow_mut();
+        let since = core.held_since.take()?;
+        let mut scanner = CommandScanner::default();
+        let (mut at, mut count) = (0, 0);
+        while let Ok(Some(frame)) = scanner.next(&core.input[at..], &Limits::default()) {
+            at += frame.len;
+            count += u64::from(frame.argc > 0);
+        }
+        Some((now.saturating_duration_since(since), count))
     }
 
     /// Issues a recalled command again, on the side where the session has been armed.

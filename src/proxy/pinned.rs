@@ -9,6 +9,7 @@ mod blocked;
 mod redirect;
 mod replies;
 mod state;
+mod transaction;
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, IoSlice};
@@ -35,13 +36,13 @@ pub(super) use blocked::Blocked;
 use redirect::Target;
 pub(super) use state::State;
 use state::{Change, change, redirected};
+pub(super) use transaction::Fate;
+use transaction::{Elements, Queueing, Transaction, Within, queueing};
 
 /// Nobody is meant to listen there.
 const OWN_CHANNEL: &[u8] = b"crossfade:wait";
 /// Moves the offset that WAIT on this connection looks at.
 const ADVANCE: &[u8] = b"*3\r\n$7\r\nPUBLISH\r\n$14\r\ncrossfade:wait\r\n$0\r\n\r\n";
-/// A transaction's commands are remembered up to this many bytes, to be replayed after a switch.
-const REMEMBERED: usize = 64 * 1024 * 1024;
 /// ECHO without its argument: every server refuses to queue it, and EXEC then answers EXECABORT.
 pub(super) const SPOIL: &[u8] = b"*1\r\n$4\r\nECHO\r\n";
 
@@ -53,8 +54,8 @@ pub(super) const HELD_BACK: usize = 4 * 1024 * 1024;
 pub(super) enum Expect {
     Plain,
     Multi,
-    /// A command inside MULTI.
-    Queued(Bytes),
+    /// A command inside MULTI, as the server got it.
+    Queued(Bytes, Option<Within>),
     /// A command that cannot be inside MULTI; the server was sent one that spoils the transaction.
     Forbidden,
     /// EXEC or DISCARD of a transaction.
@@ -85,53 +86,6 @@ pub(super) enum Expect {
     Swallow,
     /// As that, about state without which the client cannot go on.
     Carried,
-}
-
-/// Why a transaction cannot run when EXEC comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It can.
-    Live,
-    /// A watched key's state was lost with the switch: as if the key had changed.
-    Conflict,
-    /// It was too large to be remembered.
-    TooLarge,
-}
-
-#[derive(Debug)]
-pub(super) struct Transaction {
-    pub(super) queued: Vec<Bytes>,
-    /// How many there are, remembered or not.
-    count: usize,
-    bytes: usize,
-    pub(super) fate: Fate,
-    /// A command was refused when it was queued: EXEC will answer EXECABORT.
-    pub(super) refused: bool,
-    /// The db that a queued SELECT leads to.
-    select: Option<u32>,
-}
-
-impl Transaction {
-    fn new(fate: Fate) -> Self {
-        Self { queued: Vec::new(), count: 0, bytes: 0, fate, refused: false, select: None }
-    }
-
-    /// Whether the commands could not all be remembered.
-    pub(super) fn is_too_large(&self) -> bool {
-        self.bytes > REMEMBERED
-    }
-
-    /// A command was queued; `select` is the db that it leads to.
-    fn remember(&mut self, raw: Bytes, select: Option<u32>) {
-        self.count += 1;
-        self.bytes += raw.len();
-        if self.is_too_large() {
-            self.queued = Vec::new();
-        } else {
-            self.select = select.or(self.select);
-            self.queued.push(raw);
-        }
-    }
 }
 
 /// Whether the client is a replica (`listen.allow_replicas`).
@@ -166,6 +120,8 @@ pub(super) struct Pinned {
     pub(super) fresh: Option<Upstream>,
     /// On the new side, for as long as that takes its state: it stands for a client that is gone, to which invalidations were redirected.
     pub(super) stand_in: Option<Upstream>,
+    /// The reply of EXEC is being taken apart.
+    elements: Option<Elements>,
     /// A large reply is being passed on as it comes; whether the client wants it.
     streaming: Option<bool>,
     /// Nothing more is read before the client has taken what it has.
@@ -191,9 +147,15 @@ impl Pinned {
             replica: Replica::No,
             fresh: None,
             stand_in: None,
+            elements: None,
             streaming: None,
             held_back: false,
         }
+    }
+
+    /// Whether what is read next begins a reply or a message.
+    fn is_between_frames(&self) -> bool {
+        self.scanned == 0 && self.streaming.is_none()
     }
 
     /// Whether replies are still to come.
@@ -363,19 +325,6 @@ impl Pinned {
     }
 }
 
-/// Whether a command cannot run inside MULTI. There the server would run it on a connection that goes back to the pool:
-/// AUTH would hand its user's rights to whoever gets it next, CLIENT KILL would take ids of clients for those of connections.
-fn is_forbidden(name: &str, route: Route) -> bool {
-    match route {
-        Route::Local => !matches!(name, "select" | "readonly" | "readwrite" | "asking"),
-        Route::Refused => true,
-        Route::Pinned(why) => {
-            matches!(why, Why::Subscribe | Why::Monitor | Why::Tracking | Why::ReplyMode | Why::Other)
-        }
-        Route::Shared => false,
-    }
-}
-
 /// Whether this subcommand of CLIENT answers with the id of a connection.
 fn names_a_connection(sub: &[u8]) -> bool {
     sub.eq_ignore_ascii_case(b"getredir") || sub.eq_ignore_ascii_case(b"trackinginfo")
@@ -453,15 +402,21 @@ impl Session {
                 }
                 Expect::EndTransaction
             }
-            _ if in_transaction && route.is_some_and(|route| is_forbidden(name, route)) => {
-                if pinned.owes() {
-                    // Whether MULTI itself was accepted.
-                    return Step::Wait;
+            _ if in_transaction => match queueing(name, route, raw, args) {
+                Queueing::AsItIs(within) => Expect::Queued(Bytes::copy_from_slice(raw), within),
+                Queueing::Instead(command, within) => {
+                    pinned.ask(&command, Expect::Queued(command.clone(), Some(within)), discard);
+                    return Step::Done;
                 }
-                pinned.ask(SPOIL, Expect::Forbidden, discard);
-                return Step::Done;
-            }
-            _ if in_transaction => Expect::Queued(Bytes::copy_from_slice(raw)),
+                Queueing::Refused => {
+                    if pinned.owes() {
+                        // Whether MULTI itself was accepted.
+                        return Step::Wait;
+                    }
+                    pinned.ask(SPOIL, Expect::Forbidden, discard);
+                    return Step::Done;
+                }
+            },
             "replconf" => {
                 pinned.replica = Replica::Introduced;
                 Expect::Plain

@@ -82,7 +82,7 @@ pub(super) struct Core {
     pub(super) target_asked: bool,
     eof: bool,
     /// Since when something has waited at the closed gate.
-    held_since: Option<Instant>,
+    pub(super) held_since: Option<Instant>,
 }
 
 /// One client.
@@ -704,18 +704,5 @@ impl Session {
         };
         core.identity = identity;
         core.lane = None;
-    }
-
-    /// The gate opens: how long something had waited, and how many whole commands.
-    pub(super) fn take_hold(&self, now: Instant) -> Option<(std::time::Duration, u64)> {
-        let mut core = self.core.borrow_mut();
-        let since = core.held_since.take()?;
-        let mut scanner = CommandScanner::default();
-        let (mut at, mut count) = (0, 0);
-        while let Ok(Some(frame)) = scanner.next(&core.input[at..], &Limits::default()) {
-            at += frame.len;
-            count += u64::from(frame.argc > 0);
-        }
-        Some((now.saturating_duration_since(since), count))
     }
 }

@@ -23,6 +23,7 @@ mod h03_transactions;
 mod h04_blocking;
 mod h05_pubsub;
 mod h06_client_list;
+mod h06_in_multi;
 mod h06_redirect;
 mod h06_sessions;
 mod h06_state;

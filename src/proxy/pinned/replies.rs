@@ -21,6 +21,9 @@ const STREAMED: usize = 64 * 1024;
 impl Pinned {
     /// Whether what answers the oldest question can be dealt with by its first bytes.
     fn may_stream(&self) -> bool {
+        if self.elements.is_some() {
+            return self.streaming.is_some() || self.element_passes();
+        }
         self.streaming.is_some()
             || self.expects.front().is_none_or(|(expect, _)| {
                 matches!(expect, Expect::Plain | Expect::EndTransaction | Expect::Blocking)
@@ -33,6 +36,19 @@ impl Session {
     pub(super) fn pinned_frames(self: &Rc<Self>, core: &mut Core) -> bool {
         loop {
             let Some(pinned) = core.pinned.as_deref_mut() else { return true };
+            match pinned.open() {
+                Ok(None) => {}
+                Ok(Some(_)) if !pinned.fits() => {
+                    tracing::error!(client = %self.entry.addr, "EXEC answered more or less than was queued");
+                    return false;
+                }
+                Ok(Some(line)) => {
+                    if pinned.expects.front().is_some_and(|(_, discard)| !discard) {
+                        self.send_whole(line);
+                    }
+                }
+                Err(()) => return true,
+            }
             let feed = match pinned.scanner.feed(&pinned.buf[pinned.scanned..]) {
                 Ok(feed) => feed,
                 Err(error) => {
@@ -46,6 +62,7 @@ impl Session {
             }
             let frame = pinned.buf.split_to(pinned.scanned).freeze();
             pinned.scanned = 0;
+            let mut element = pinned.elements.is_some();
             let shown = match pinned.streaming.take() {
                 Some(shown) => {
                     if shown {
@@ -53,7 +70,9 @@ impl Session {
                     }
                     shown
                 }
+                None if pinned.is_element(&frame) => self.element(core, frame),
                 None => {
+                    element = false;
                     let owed = pinned.expects.len();
                     let wanted = pinned.expects.front().is_none_or(|(_, discard)| !discard);
                     if !self.pinned_frame(core, frame) {
@@ -69,6 +88,9 @@ impl Session {
                     pinned.streaming = Some(shown);
                 }
                 return true;
+            }
+            if element {
+                self.end_element(core);
             }
         }
     }
@@ -100,13 +122,13 @@ impl Session {
                 pinned.transaction = Some(Transaction::new(fate));
             }
             Expect::Multi => {}
-            Expect::Queued(raw) => {
+            Expect::Queued(raw, within) => {
                 if let Some(transaction) = &mut pinned.transaction {
                     if refused {
                         transaction.refused = true;
                     } else {
                         let select = queued_select(&raw);
-                        transaction.remember(raw, select);
+                        transaction.remember(raw, select, within);
                     }
                 }
             }
@@ -117,15 +139,7 @@ impl Session {
                 answer = Some(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n"));
             }
             Expect::EndTransaction => {
-                let select = pinned.transaction.take().and_then(|transaction| transaction.select);
-                pinned.watched.clear();
-                if let (Some(db), Some(b'*')) = (select, frame.first()) {
-                    if !is_nil(&frame) {
-                        pinned.upstream.key.identity.db = db;
-                        let identity = Identity { db, ..core.identity.clone() };
-                        self.change_identity(core, identity);
-                    }
-                }
+                self.end_transaction(core, frame.first() == Some(&b'*') && !is_nil(&frame));
             }
             Expect::Replaced(instead) => {
                 pinned.transaction = None;
@@ -157,8 +171,9 @@ impl Session {
             Expect::State(change, command) if !refused => {
                 pinned.state.apply(change, command);
                 // What came behind CACHING has used it up.
-                let still_holds =
-                    |expect: &Expect| matches!(expect, Expect::Multi | Expect::Queued(_) | Expect::State(..));
+                let still_holds = |expect: &Expect| {
+                    matches!(expect, Expect::Multi | Expect::Queued(..) | Expect::State(..))
+                };
                 if !pinned.expects.iter().all(|(expect, _)| still_holds(expect)) {
                     pinned.state.spend_caching();
                 }
