@@ -14,6 +14,10 @@
 //! batch is overdue: a server that is busy with something large reads all that has come when it is done, and what would come
 //! only then could meet the next large thing.
 //!
+//! A lane for large values and its server could read and write for as long as there is something, and everybody else waits for
+//! the server meanwhile. So it moves no more than [`SHARE`] between two answers to the others, while any of them waits: then
+//! the socket is empty, or full, and the server turns to them.
+//!
 //! When the connection is lost, entries of which any byte was written have an unknown outcome: their
 //! sessions are closed and the rest of a half-written entry is dropped. The others wait for the next connection, and when it
 //! does not come within `server.reconnect_wait` they get an error.
@@ -48,7 +52,11 @@ const BATCH: usize = 16 * 1024;
 const NEAR: Duration = Duration::from_micros(400);
 /// A batch that has not been answered for this long is overdue.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// How long a lane for large values holds back, while others are overdue, before its next turn.
+/// Bytes that a lane for large values moves while others wait for one answer: less than 1 ms for the server.
+const SHARE: usize = 1024 * 1024;
+/// From servers that need longer than this, answers are not waited for: it is the way that takes the time.
+const SHARED: Duration = Duration::from_millis(5);
+/// How long it waits for that answer, before it takes its next share: the server may be busy with something else.
 const HOLD: Duration = Duration::from_millis(20);
 /// So many single commands of one session in a row, and it is alone.
 const ALONE: u32 = 32;
@@ -87,6 +95,10 @@ pub(super) struct Lane {
     batch_sent: Cell<Option<Instant>>,
     /// The batch has gone unanswered for [`PATIENCE`].
     overdue: Cell<bool>,
+    /// Lanes for large values share the server with it while a batch is unanswered, and this is counted.
+    asks: Cell<bool>,
+    /// For a lane that has to share: answers to the others, as it has seen them, and the bytes moved since.
+    share: Cell<(u64, usize)>,
     /// Batches of one command each of one session, since there was another; and which session that is.
     singles: Cell<u32>,
     single: RefCell<Weak<Session>>,
@@ -119,6 +131,8 @@ impl Lane {
             batch_end: Cell::new(0),
             batch_sent: Cell::new(None),
             overdue: Cell::new(false),
+            asks: Cell::new(false),
+            share: Cell::default(),
             singles: Cell::new(0),
             single: RefCell::default(),
             answer_time: Cell::new(Duration::ZERO),
@@ -191,7 +205,7 @@ impl Lane {
 
     /// Finds out when a batch is overdue. The timer is not set anew for each batch, but when it has run out: under load it runs
     /// once a millisecond.
-    fn watch(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) {
+    fn watch(&self, cx: &mut Context<'_>, io: &mut Io) {
         let Some(sent) = self.batch_sent.get() else { return };
         if self.key.bulk || self.overdue.get() || self.answer_time.get() >= NEAR {
             return;
@@ -199,7 +213,7 @@ impl Lane {
         while io.patience.as_mut().poll(cx).is_ready() {
             let end = sent + PATIENCE;
             if Instant::now() >= end {
-                self.note_overdue(true, worker);
+                self.overdue.set(true);
                 return self.wake();
             }
             io.patience.as_mut().reset(end);
@@ -208,30 +222,55 @@ impl Lane {
 
     /// Takes the time that the server needed for the batch; a slow moving minimum.
     fn note_answer(&self, worker: &Worker) {
-        if let Some(sent) = self.batch_sent.take() {
-            self.note_overdue(false, worker);
+        if let Some(sent) = self.end_batch(worker) {
             let known = self.answer_time.get();
             self.answer_time.set(sent.elapsed().min(known + known / 64 + Duration::from_micros(1)));
         }
     }
 
-    fn note_overdue(&self, overdue: bool, worker: &Worker) {
-        if self.overdue.replace(overdue) != overdue {
-            worker.note_overdue(overdue);
+    /// A batch is sent while none is in flight.
+    fn begin_batch(&self, worker: &Worker) {
+        self.batch_sent.set(Some(Instant::now()));
+        if !self.key.bulk && self.answer_time.get() < SHARED && !self.asks.replace(true) {
+            worker.note_asking();
         }
     }
 
-    /// Others wait for this lane's server, which may be busy with writing to it: until it answers them no more than a turn's bytes
-    /// are read in each [`HOLD`]. The socket fills then, and the server turns to the others.
+    /// The batch has its first answer, or is lost; when it was sent.
+    fn end_batch(&self, worker: &Worker) -> Option<Instant> {
+        self.overdue.set(false);
+        if self.asks.replace(false) {
+            worker.note_asked();
+        }
+        self.batch_sent.take()
+    }
+
+    /// Whether a lane for large values has had its share.
     fn holds_back(&self, cx: &mut Context<'_>, io: &mut Io, worker: &Worker) -> bool {
-        if !self.key.bulk || !worker.has_overdue() {
+        let (seen, moved) = self.share.get();
+        if !self.key.bulk || !worker.is_asking() || seen != worker.answers() || moved < SHARE {
+            io.holds = false;
             return false;
         }
+        if !std::mem::replace(&mut io.holds, true) {
+            io.patience.as_mut().reset(Instant::now() + HOLD);
+        }
         if io.patience.as_mut().poll(cx).is_pending() {
+            worker.note_holding();
             return true;
         }
-        io.patience.as_mut().reset(Instant::now() + HOLD);
+        io.holds = false;
+        self.share.set((seen, 0));
         false
+    }
+
+    /// Takes note of bytes that went to the server or came from it.
+    fn note_moved(&self, bytes: usize, worker: &Worker) {
+        if self.key.bulk {
+            let (seen, moved) = self.share.get();
+            let answers = worker.answers();
+            self.share.set((answers, if seen == answers { moved + bytes } else { bytes }));
+        }
     }
 
     /// A batch begins: takes note of whether it is one more command of the session that sent the last one.
@@ -341,7 +380,7 @@ impl Lane {
             outcome = self.write(cx, io, worker);
         }
         worker.flush_dirty();
-        self.watch(cx, io, worker);
+        self.watch(cx, io);
         self.linger(cx);
         if worker.gate_closed() && self.is_idle() {
             worker.progress.notify_one();
@@ -359,7 +398,7 @@ impl Lane {
         let mut out = self.out.borrow_mut();
         if !out.is_empty() && self.batch_end.get() < self.appended.get() {
             if self.front_start.get() >= self.batch_end.get() {
-                self.batch_sent.set(Some(Instant::now()));
+                self.begin_batch(worker);
                 self.moved.set(worker.clock());
                 self.note_single();
             }
@@ -386,6 +425,7 @@ impl Lane {
                     out.advance(n);
                     turn += n;
                     self.written.set(self.written.get() + n as u64);
+                    self.note_moved(n, worker);
                     io.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
@@ -421,6 +461,7 @@ impl Lane {
                         return Poll::Ready("the server closed the connection".into());
                     }
                     self.note_answer(worker);
+                    self.note_moved(got, worker);
                     worker.answered(&io.stream);
                     self.moved.set(worker.clock());
                     let have = io.held + got;
@@ -501,8 +542,7 @@ impl Lane {
         }
         self.front_start.set(start);
         self.batch_end.set(dropped_to);
-        self.batch_sent.set(None);
-        self.note_overdue(false, worker);
+        self.end_batch(worker);
         let rest = (dropped_to - written) as usize;
         self.out.borrow_mut().advance(rest);
         self.written.set(dropped_to);
@@ -540,7 +580,9 @@ struct Io {
     held: usize,
     scanner: ReplyScanner,
     unflushed: bool,
-    /// Runs out when the batch that it was set for is overdue.
+    /// It has had its share, and waits.
+    holds: bool,
+    /// Runs out when the batch that it was set for is overdue; for a lane that has to share, when it has waited for long enough.
     patience: Pin<Box<Sleep>>,
 }
 
@@ -566,6 +608,7 @@ async fn run(lane: Rc<Lane>) {
                     held: 0,
                     scanner: ReplyScanner::default(),
                     unflushed: false,
+                    holds: false,
                     patience: Box::pin(tokio::time::sleep(PATIENCE)),
                 };
                 let reason = poll_fn(|cx| lane.poll(cx, &mut io, &worker)).await;

@@ -106,8 +106,11 @@ pub(super) struct Worker {
     pub(super) scratch: RefCell<Box<[u8]>>,
     /// Sessions with new output.
     pub(super) dirty: RefCell<Vec<Rc<Session>>>,
-    /// Lanes whose batches are overdue.
-    overdue: Cell<usize>,
+    /// Lanes that wait for an answer, and how often one of them has been answered.
+    asking: Cell<usize>,
+    answers: Cell<u64>,
+    /// Lanes that have to share hold back.
+    holding: Cell<bool>,
     /// Told when something ends while the gate is closed.
     pub(super) progress: Notify,
     /// A connection with the gateway's own credentials, for CLIENT UNBLOCK.
@@ -261,17 +264,34 @@ impl Worker {
         }
     }
 
-    /// A lane's batch has become overdue, or has been answered after all.
-    pub(super) fn note_overdue(&self, overdue: bool) {
-        self.overdue.set(self.overdue.get().saturating_add_signed(if overdue { 1 } else { -1 }));
-        if self.overdue.get() == 0 {
-            self.lanes.borrow().values().filter(|lane| lane.key.bulk).for_each(|lane| lane.wake());
+    /// A lane waits for its server's answer.
+    pub(super) fn note_asking(&self) {
+        self.asking.set(self.asking.get() + 1);
+    }
+
+    /// It waits no longer.
+    pub(super) fn note_asked(&self) {
+        self.asking.set(self.asking.get().saturating_sub(1));
+        self.answers.set(self.answers.get() + 1);
+        if self.holding.replace(false) {
+            let lanes = self.lanes.borrow();
+            lanes.values().filter(|lane| lane.key.bulk).for_each(|lane| lane.wake());
         }
     }
 
-    /// Whether clients wait for a batch that is overdue.
-    pub(super) fn has_overdue(&self) -> bool {
-        self.overdue.get() > 0
+    /// A lane holds back until then.
+    pub(super) fn note_holding(&self) {
+        self.holding.set(true);
+    }
+
+    /// Whether lanes wait that others have to share their server with.
+    pub(super) fn is_asking(&self) -> bool {
+        self.asking.get() > 0
+    }
+
+    /// How often one of them has been answered.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.get()
     }
 
     /// Something may have ended that a drain waits for.
@@ -372,7 +392,9 @@ async fn run(
         sessions: RefCell::default(),
         scratch: RefCell::new(vec![0; 64 * 1024].into_boxed_slice()),
         dirty: RefCell::default(),
-        overdue: Cell::new(0),
+        asking: Cell::new(0),
+        answers: Cell::new(0),
+        holding: Cell::new(false),
         progress: Notify::new(),
         recaller: RefCell::default(),
         started: Instant::now(),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossfade::cli::demo::connection::{Connection, encode};
+use crossfade::cli::demo::connection::{Connection, Reply, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -204,4 +204,42 @@ async fn h08_a_half_closed_client_gets_what_it_asked_for() {
     wanted += "*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n*3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n";
     assert_eq!(replies, wanted);
     assert_eq!(lab.source.call(&["EXISTS", "x"]).await.unwrap().number(), Some(0), "half a command is none");
+}
+
+/// Whether so many bytes wait at one of the server's connections for it to read them.
+fn waits_at(port: u16, bytes: usize) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let local = format!(":{port:04X}");
+    let queue = format!(":{bytes:08X}");
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1].ends_with(&local) && fields[4].ends_with(&queue)
+    })
+}
+
+/// What comes while the server is busy waits at the server, not at the gateway behind the command before it: the server reads
+/// all of it when it is done, and not what came later first.
+#[tokio::test(flavor = "multi_thread")]
+async fn h08_what_comes_while_the_server_is_busy_waits_at_the_server() {
+    let lab = Setup::new().build().await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
+        client.must(&["PING"]).await.unwrap();
+        clients.push(client);
+    }
+    lab.source.signal("STOP").unwrap();
+    let mut command = Vec::new();
+    encode(&mut command, &["APPEND", "order", "x"]);
+    let mut all = 0;
+    for client in &mut clients {
+        client.queue_raw(&command);
+        client.flush().await.unwrap();
+        all += command.len();
+        eventually("the command is at the server", async || waits_at(lab.source.port(), all)).await;
+    }
+    lab.source.signal("CONT").unwrap();
+    for (client, length) in clients.iter_mut().zip(1..) {
+        assert_eq!(client.reply().await.unwrap(), Reply::Integer(length));
+    }
 }
