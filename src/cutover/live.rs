@@ -307,6 +307,8 @@ impl Parts for Live {
                 return Err(Error::new(client.side(), format!("the fence was refused: {text}")));
             }
         }
+        let text = replies.last().and_then(|reply| reply.as_str()).unwrap_or_default();
+        still_leads(text, client.side())?;
         replies.last().and_then(|reply| offset(reply.as_str()?)).ok_or_else(|| no_offset(client.side()))
     }
 
@@ -555,6 +557,23 @@ fn offset(info: &str) -> Option<u64> {
     Info::parse(info).u64("master_repl_offset")
 }
 
+/// A server that has become a replica since the verdict, or is about to (FAILOVER), is not switched away from: what its primary is
+/// told comes through no gate.
+fn still_leads(info: &str, side: Side) -> Result<()> {
+    let info = Info::parse(info);
+    let role = info.get("role").unwrap_or("master");
+    // Since 6.2.
+    let failover = info.get("master_failover_state").unwrap_or("no-failover");
+    if role == "master" && failover == "no-failover" {
+        return Ok(());
+    }
+    Err(Error::new(
+        side,
+        format!("the {side} is handing over to a replica (role {role}, failover {failover})"),
+    )
+    .remedy("let the failover end, or end it (FAILOVER ABORT), and look at the plan again"))
+}
+
 /// Where the stream of a server ends.
 async fn stream_end(client: &mut Client) -> Result<u64> {
     let reply = client.command(&["INFO", "replication"]).await?;
@@ -564,4 +583,19 @@ async fn stream_end(client: &mut Client) -> Result<u64> {
 fn no_offset(side: Side) -> Error {
     Error::new(side, "INFO replication names no master_repl_offset")
         .remedy("is the server a primary, and is INFO allowed?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_hands_over_is_not_switched_away_from() {
+        let leads = |info: &str| still_leads(info, Side::Source);
+        assert!(leads("# Replication\r\nrole:master\r\nconnected_slaves:0\r\n").is_ok());
+        assert!(leads("role:master\r\nmaster_failover_state:no-failover\r\n").is_ok());
+        let error = leads("role:master\r\nmaster_failover_state:waiting-for-sync\r\n").unwrap_err();
+        assert!(error.to_string().contains("handing over"), "{error}");
+        assert!(leads("role:slave\r\nmaster_failover_state:no-failover\r\n").is_err());
+    }
 }

@@ -15,6 +15,11 @@ use super::{Active, ProxyOptions};
 use crate::command::Unknown;
 use crate::error::{Error, Result, Side};
 
+/// For the connections of clients that have state, when the gate opens.
+const CONNECTED: Duration = Duration::from_secs(1);
+/// For all of that, and their state said there.
+const ARMED: Duration = Duration::from_secs(2);
+
 /// Counters that the workers write and anybody may read.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -212,8 +217,11 @@ impl Proxy {
     ///
     /// Sessions with connection state that could not be moved are closed; all others go on.
     pub async fn open_gate(&self, active: Active, epoch: u64) -> OpenReport {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let began = Instant::now();
+        // A connection that does not come up takes the time of its own client only.
+        let deadline = began + CONNECTED;
         let connected = self.ask(|answer| Request::Connect { active, deadline, answer }).await;
+        let deadline = began + ARMED;
         let armed = self.ask(|answer| Request::Arm { active, deadline, answer }).await;
         for outcome in [connected, armed] {
             match outcome {

@@ -488,8 +488,12 @@ impl Lane {
             let start = at;
             let asked = entry.replies;
             while entry.replies > 0 {
-                if !io.scanner.is_midway() && data.get(at) == Some(&b'-') {
-                    errors += 1;
+                if !io.scanner.is_midway() {
+                    match data.get(at) {
+                        Some(b'-') => errors += 1,
+                        Some(b'>') => return Err("a message came, and a lane never asks for any".into()),
+                        _ => {}
+                    }
                 }
                 let feed = io.scanner.feed(&data[at..]).map_err(|error| error.to_string())?;
                 at += feed.consumed;

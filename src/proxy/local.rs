@@ -403,7 +403,7 @@ fn unblock(session: &Rc<Session>, core: &mut Core, id: &[u8], mode: &[&[u8]]) ->
     let Some(id) = number(id) else {
         return say(session, core, |out| write::error(out, "ERR value is not an integer or out of range"));
     };
-    let server_id = session.worker.shared.registry.connection_of(id);
+    let server_id = session.worker.shared.registry.connection_of(id, session.worker.active.get());
     if server_id == 0 {
         return say(session, core, |out| write::integer(out, 0));
     }

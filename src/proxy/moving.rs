@@ -131,9 +131,11 @@ impl Session {
         if let Some(target) = target.and_then(|id| self.worker.shared.registry.find(id)) {
             target.forgets.store(true, Ordering::SeqCst);
         }
+        // The one that it has is the other server's.
+        self.entry.connection.clear();
         let fresh = if self.needs_connection() { self.take_or_dial(&key).await.map(Some) } else { Ok(None) };
         let id = fresh.as_ref().ok().and_then(Option::as_ref).map_or(0, |upstream| upstream.client_id);
-        self.entry.server_id.store(id, Ordering::SeqCst);
+        self.entry.connection.set(active, id);
         let fresh = fresh?;
         if let Some(pinned) = self.core.borrow_mut().pinned.as_deref_mut() {
             pinned.fresh = fresh;
@@ -163,10 +165,11 @@ impl Session {
             (key, moves, pinned.fresh.take(), pinned.state.redirect().filter(|_| moves))
         };
         if moves && fresh.is_none() && self.needs_connection() {
-            // It is being closed: it got none.
+            // It got none in time.
+            self.close_now();
             return Ok(());
         }
-        let mut target = redirect.map(|id| self.worker.shared.registry.connection_of(id));
+        let mut target = redirect.map(|id| self.worker.shared.registry.connection_of(id, active));
         let mut stand_in = None;
         if target == Some(0) {
             let upstream = self.take_or_dial(&key).await?;

@@ -607,7 +607,7 @@ impl Session {
 
     /// Gives the connection back, or closes it when it still has state.
     pub(super) fn release(&self, pinned: Pinned) {
-        self.entry.server_id.store(0, Ordering::SeqCst);
+        self.entry.connection.clear();
         self.entry.shown.clear();
         self.worker.count_pinned(-1);
         // What is redirected to a connection goes on coming there: nobody else may have it.

@@ -12,6 +12,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Active;
 use crate::command;
 
 /// What is known of one client outside its worker.
@@ -27,8 +28,8 @@ pub(super) struct ClientEntry {
     pub(super) lib_ver: Mutex<Bytes>,
     pub(super) db: AtomicU32,
     pub(super) resp: AtomicU32,
-    /// The id that the server gave to the pinned connection of this client; 0 without one.
-    pub(super) server_id: AtomicU64,
+    /// The connection that this client has for itself.
+    pub(super) connection: OwnConnection,
     /// The server is to send this client the invalidations of another: it keeps a connection for itself.
     pub(super) redirected_to: AtomicBool,
     /// Told when this client has got a connection for itself, or can have none.
@@ -41,6 +42,27 @@ pub(super) struct ClientEntry {
     /// Milliseconds from `since` to the last command.
     pub(super) last_active: AtomicU64,
     pub(super) shown: Shown,
+}
+
+/// The connection that a client has for itself, as its server names it: the id, and which server's it is. Another worker may
+/// be on the other side of a switch already, where the same id is somebody else's.
+#[derive(Debug, Default)]
+pub(super) struct OwnConnection(AtomicU64);
+
+impl OwnConnection {
+    pub(super) fn set(&self, side: Active, id: u64) {
+        self.0.store(id << 1 | u64::from(side == Active::Destination), Ordering::SeqCst);
+    }
+
+    pub(super) fn clear(&self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+
+    /// Its id on this side; 0 when there is none.
+    pub(super) fn on(&self, side: Active) -> u64 {
+        let known = self.0.load(Ordering::SeqCst);
+        if known & 1 == u64::from(side == Active::Destination) { known >> 1 } else { 0 }
+    }
 }
 
 /// What CLIENT LIST shows of a client's state, as its worker has written it last.
@@ -213,9 +235,9 @@ impl Registry {
         self.clients.get(&id).map(|entry| Arc::clone(entry.value()))
     }
 
-    /// The id that the server knows this client's own connection by; 0 when there is none.
-    pub(super) fn connection_of(&self, id: u64) -> u64 {
-        self.find(id).map_or(0, |entry| entry.server_id.load(Ordering::SeqCst))
+    /// The id that the server of this side knows this client's own connection by; 0 when there is none.
+    pub(super) fn connection_of(&self, id: u64, side: Active) -> u64 {
+        self.find(id).map_or(0, |entry| entry.connection.on(side))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -319,6 +319,10 @@ impl Session {
                 self.entry.waker.register(cx.waker());
             }
         }
+        if self.entry.redirected_to.load(Ordering::Relaxed) {
+            // Whoever redirected to it has woken it by this, which can be done once.
+            self.entry.waker.register(cx.waker());
+        }
         let mut core = self.core.borrow_mut();
         self.turn.set(0);
         // A bound, so that one busy client does not keep the worker from the others.

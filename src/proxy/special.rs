@@ -191,7 +191,7 @@ impl Session {
     }
 
     pub(super) fn pin(&self, core: &mut Core, upstream: Upstream) {
-        self.entry.server_id.store(upstream.client_id, Ordering::SeqCst);
+        self.entry.connection.set(upstream.key.side, upstream.client_id);
         self.entry.connected.notify_waiters();
         self.worker.count_pinned(1);
         core.pinned = Some(Box::new(Pinned::new(upstream)));

@@ -419,7 +419,7 @@ async fn run(
                 let _ = answer.send(());
             }
             Request::Drain { deadline, answer } => {
-                let _ = answer.send(drain(&worker, deadline).await);
+                let _ = answer.send(drain(&worker, deadline, false).await);
             }
             Request::Hear { deadline, answer } => {
                 let _ = answer.send(hear(&worker, deadline).await);
@@ -439,7 +439,7 @@ async fn run(
                     unix.abort();
                 }
                 worker.gate_closed.set(true);
-                let _ = drain(&worker, deadline).await;
+                let _ = drain(&worker, deadline, true).await;
                 for session in worker.all_sessions() {
                     session.close_now();
                 }
@@ -563,7 +563,7 @@ fn serve(worker: &Rc<Worker>, stream: ClientStream, addr: String, laddr: String)
         lib_ver: Default::default(),
         db: 0.into(),
         resp: 2.into(),
-        server_id: 0.into(),
+        connection: Default::default(),
         redirected_to: false.into(),
         connected: Notify::new(),
         forgets: false.into(),

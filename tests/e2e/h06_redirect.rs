@@ -245,3 +245,16 @@ async fn h06_a_target_stays_one_whatever_it_does() {
     client.send(&[&format!("CLIENT TRACKING ON REDIRECT {other_id}")]).await;
     assert_eq!(client.settled().await, "+OK\r\n");
 }
+
+/// A target that says nothing is woken when another names it, and once more when somebody ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn h06_a_target_that_is_killed_ends_at_once() {
+    let front = Front::new().await;
+    let address = front.address();
+    let mut target = Raw::open(&address).await;
+    let target_id = introduced(&mut target, "PING").await;
+    let _tracker = tracker(&address, "HELLO 3", &format!("BCAST REDIRECT {target_id}")).await;
+    let mut other = Connection::open(&address).await.unwrap();
+    assert_eq!(other.must(&["CLIENT", "KILL", "ID", &target_id]).await.unwrap().number(), Some(1));
+    target.ended().await;
+}

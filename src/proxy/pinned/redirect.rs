@@ -40,7 +40,7 @@ impl Session {
             // Before its connection is looked for: whoever lets go of one looks at this behind that.
             entry.redirected_to.store(true, Ordering::SeqCst);
         }
-        match entry.server_id.load(Ordering::SeqCst) {
+        match entry.connection.on(self.worker.active.get()) {
             0 if asked => Target::Connection(NOBODY),
             0 => Target::Awaited(entry),
             id => Target::Connection(id),
@@ -50,10 +50,11 @@ impl Session {
     /// Waits until the target has got a connection, is gone, or has failed to get one.
     pub(super) fn await_target(self: &Rc<Self>, core: &mut Core, target: Arc<ClientEntry>) {
         let wait = self.worker.options().reconnect_wait;
+        let side = self.worker.active.get();
         core.pending = Some(Box::pin(async move {
             let mut told = std::pin::pin!(target.connected.notified());
             told.as_mut().enable();
-            if target.server_id.load(Ordering::SeqCst) == 0 {
+            if target.connection.on(side) == 0 {
                 target.waker.wake();
                 let _ = tokio::time::timeout(wait, told).await;
             }
@@ -85,13 +86,12 @@ impl Session {
 
     /// Whether the connection may serve others from now on: nobody has redirected anything to it.
     pub(super) fn lets_go(&self) -> bool {
-        let id = self.entry.server_id.swap(0, Ordering::SeqCst);
-        let free = !self.entry.redirected_to.load(Ordering::SeqCst);
-        if !free {
-            self.entry.server_id.store(id, Ordering::SeqCst);
-            self.entry.connected.notify_waiters();
+        if self.entry.redirected_to.load(Ordering::SeqCst) {
+            return false;
         }
-        free
+        // Whoever redirects to it says so first, and looks for the connection then.
+        self.entry.connection.clear();
+        !self.entry.redirected_to.load(Ordering::SeqCst)
     }
 
     /// What this client was told of another's keys holds no longer, which it hears as it does after FLUSHALL

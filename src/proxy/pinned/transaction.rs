@@ -54,7 +54,9 @@ pub(super) fn queueing(name: &str, route: Option<Route>, raw: &[u8], args: &[&[u
         write::command(&mut bytes, words);
         Queueing::Instead(bytes.into(), own())
     };
-    let sub = args.get(1).map(|sub| sub.to_ascii_lowercase()).unwrap_or_default();
+    let speaks_of_itself = matches!(name, "client" | "cluster");
+    let sub =
+        args.get(1).filter(|_| speaks_of_itself).map(|sub| sub.to_ascii_lowercase()).unwrap_or_default();
     let rest = args.get(2..).unwrap_or_default();
     match (route, name, sub.as_slice()) {
         (Some(Route::Local), "select" | "readonly" | "readwrite" | "asking", _) => Queueing::AsItIs(None),

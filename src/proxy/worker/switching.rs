@@ -153,9 +153,11 @@ pub(super) fn away(worker: &Worker) -> Option<Away> {
     (clients > 0).then_some(Away { side, clients })
 }
 
+/// `patient`: what can be answered is waited for though the server is away from others.
 pub(super) async fn drain(
     worker: &Rc<Worker>,
     deadline: Instant,
+    patient: bool,
 ) -> std::result::Result<DrainReport, Undrained> {
     let deadline = tokio::time::Instant::from_std(deadline);
     let mut report = DrainReport::default();
@@ -175,7 +177,7 @@ pub(super) async fn drain(
             if is_drained(worker) {
                 return Ok(report);
             }
-            if let Some(away) = away(worker) {
+            if let Some(away) = away(worker).filter(|_| !patient) {
                 return Err(Undrained::Away(away));
             }
             if tokio::time::timeout_at(round.min(deadline), worker.progress.notified()).await.is_err() {
