@@ -67,6 +67,8 @@ struct Flow {
     probes: u32,
     /// Keys are to be copied anew: applying begins again once the batch on its way is answered.
     begins_again: bool,
+    /// The batch on its way will not be answered: its connection is lost.
+    deaf: bool,
 }
 
 impl Flow {
@@ -139,6 +141,7 @@ impl Task {
             probe: None,
             probes: 0,
             begins_again: false,
+            deaf: false,
         };
         self.state.settled = false;
         self.hurry(false);
@@ -157,7 +160,13 @@ impl Task {
                 self.last_words(&mut flow).await;
                 Err(End::Stopped)
             }
-            other => other,
+            other => {
+                if !flow.deaf && tokio::time::timeout(LAST_ANSWER, self.last_answer(&mut flow)).await.is_err()
+                {
+                    tracing::info!("the last batch was not answered; the position tells what became of it");
+                }
+                other
+            }
         }
     }
 
@@ -422,9 +431,10 @@ impl Task {
     }
 
     /// After trouble with the connection to the destination.
-    async fn reopen(&mut self, flow: &Flow, error: Error, lost: bool) -> Step<Exit> {
+    async fn reopen(&mut self, flow: &mut Flow, error: Error, lost: bool) -> Step<Exit> {
         let lag = self.lag(flow);
         self.set_lag(lag);
+        flow.deaf |= lost;
         let window = if lost { self.options.retry.connection } else { self.options.retry.other };
         self.wait_out(error, window).await?;
         Ok(Exit::Reopen)
@@ -564,20 +574,29 @@ impl Task {
         Ok(())
     }
 
+    /// Takes what the destination has to say of the batch on its way: what failed in it is told once. False: it has not applied it.
+    async fn last_answer(&mut self, flow: &mut Flow) -> Result<bool> {
+        if !flow.link.is_busy() {
+            return Ok(true);
+        }
+        let (batch, answer) = flow.link.answer().await?;
+        let Answer::Applied { failed } = answer else { return Ok(false) };
+        if !failed.is_empty() {
+            let _ = self.failed(&batch, &failed);
+        }
+        flow.written = batch.end;
+        Ok(true)
+    }
+
     /// Stopped: the batch on its way is answered, and a position that only moved in memory is written.
     async fn last_words(&mut self, flow: &mut Flow) {
         let farewell = async {
-            if flow.link.is_busy() {
-                let (batch, answer) = flow.link.answer().await?;
-                if let Answer::Applied { failed } = answer {
-                    if !failed.is_empty() {
-                        let _ = self.failed(&batch, &failed);
-                    }
-                    flow.written = batch.end;
-                    self.note_applied(batch.end);
-                } else {
-                    return Ok(());
-                }
+            let busy = flow.link.is_busy();
+            if !self.last_answer(flow).await? {
+                return Ok(());
+            }
+            if busy {
+                self.note_applied(flow.written);
             }
             let (sealed, db) = flow.collector.sealed();
             if !flow.collector.has_effects() && sealed > flow.written {

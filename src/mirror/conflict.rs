@@ -136,7 +136,8 @@ impl Task {
                 }
                 Ok(mut copying) => {
                     self.leave_types_out(&mut copying);
-                    self.copying = Some(CopyingNow { keys: keys.len(), replid });
+                    self.copying =
+                        Some(CopyingNow { keys: keys.iter().cloned().map(KeyAt::from).collect(), replid });
                     break copying;
                 }
                 Err(error) => self.wait_out(error, self.options.retry.connection).await?,
@@ -188,16 +189,22 @@ impl Task {
         }
     }
 
-    /// The destination has confirmed the values. False: their place was in another stream.
+    /// The destination has confirmed the values. False: their place was in another stream, or there are more by now.
     pub(super) fn copied(&mut self) -> Result<bool> {
         let Some(copying) = self.copying.take() else { return Ok(true) };
         if copying.replid != self.journal.replid() {
             tracing::info!("the stream is another by now: the keys are copied once more");
             return Ok(false);
         }
-        self.notes.set_copies(&[])?;
-        self.state.copied += copying.keys as u64;
-        tracing::info!(keys = copying.keys, "copied anew");
+        let mut left = self.notes.copies()?;
+        left.retain(|key| !copying.keys.contains(key));
+        self.notes.set_copies(&left)?;
+        self.state.copied += copying.keys.len() as u64;
+        tracing::info!(keys = copying.keys.len(), left = left.len(), "copied anew");
+        if !left.is_empty() {
+            // Somebody asked for them meanwhile.
+            return Ok(false);
+        }
         for waiter in self.copy_waiters.drain(..) {
             let _ = waiter.send(Ok(()));
         }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::governor;
 use super::heartbeat::Heartbeat;
 use super::link::{self, Found, Opened};
-use super::notes::Notes;
+use super::notes::{KeyAt, Notes};
 use super::position::lineage;
 use super::transform::Clocks;
 use super::{
@@ -134,8 +134,7 @@ pub(super) struct Task {
 /// Keys that are being copied anew.
 #[derive(Debug)]
 pub(super) struct CopyingNow {
-    /// How many.
-    pub(super) keys: usize,
+    pub(super) keys: Vec<KeyAt>,
     /// The stream in which their place is.
     pub(super) replid: Option<String>,
 }
@@ -474,7 +473,8 @@ impl Task {
             Arc::clone(&self.journal),
             start,
             self.applied.subscribe(),
-            self.cancel.child_token(),
+            // Not a child of the mirror's: children hear first, and the stream would end before the applier knows why.
+            CancellationToken::new(),
         );
         options.hurry = Arc::clone(&self.hurry);
         options.prefer_replica = self.options.from_replica;
