@@ -58,6 +58,7 @@ impl Task {
     pub(super) fn failed(&mut self, batch: &Batch, failed: &[(usize, String)]) -> Step<bool> {
         let side = self.options.to.side;
         let mut failures = Vec::new();
+        let mut indexes = Vec::new();
         let mut own = None;
         for (index, text) in failed {
             let named = batch.name(*index);
@@ -68,7 +69,12 @@ impl Task {
                 own = Some(self.copy_refused(text));
                 continue;
             }
+            indexes.push(*index);
             failures.push(self.failure(&named, text.clone(), true));
+        }
+        if let Some(first) = failures.first_mut() {
+            // What others in the batch have made of wrong keys is wrong too, and no error shows it.
+            first.places = batch.spread(&indexes).map(|wrong| self.origins(&wrong)).unwrap_or_default();
         }
         let copy = match failures.first() {
             None => false,

@@ -125,7 +125,9 @@ impl OutBuf {
             }
             n -= left;
             self.gone = 0;
-            self.front.pop_front().map(give_back);
+            if let Some(piece) = self.front.pop_front() {
+                give_back(piece);
+            }
         }
         self.gone += n;
         if self.gone >= self.tail.len() {

@@ -462,3 +462,34 @@ fn answers() {
         assert!(Replies::new(1).feed(wrong).is_err(), "{wrong:?}");
     }
 }
+
+#[test]
+fn what_is_made_of_wrong_keys_is_wrong_too() {
+    // The keys that are wrong when the commands of these indexes among those with keys failed.
+    let wrong = |lines: &[&str], failed: &[usize]| {
+        let mut stream = Vec::new();
+        for line in lines {
+            write::command(&mut stream, &line.split(' ').collect::<Vec<_>>());
+        }
+        let transform = Transform::new(Dialect::of_version(7, 0), Vec::new());
+        let mut collector = Collector::new(0, 0, transform, BatchLimits::default());
+        collector.push(&stream, 1);
+        collector.collect().unwrap();
+        let batch = collector.take(false, |_, _| "mark".into()).unwrap();
+        let with_keys: Vec<usize> = (0..batch.len()).filter(|at| batch.name(*at).name != "SELECT").collect();
+        let failed: Vec<usize> = failed.iter().map(|nth| with_keys[*nth]).collect();
+        let wrong = batch.spread(&failed)?;
+        Some(wrong.iter().map(|(db, key)| format!("{db} {}", key.escape_ascii())).collect::<Vec<_>>())
+    };
+    let found = |keys: &[&str]| Some(keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>());
+    let moved = ["RPOPLPUSH a b", "COPY a c REPLACE", "LPUSH d 1", "RENAME c e", "COPY d f"];
+    assert_eq!(wrong(&moved, &[0]), found(&["0 a", "0 b", "0 c", "0 e"]));
+    assert_eq!(wrong(&moved, &[2]), found(&["0 d", "0 f"]));
+    assert_eq!(wrong(&moved, &[3]), found(&["0 c", "0 e"]), "what came before is right");
+    assert_eq!(wrong(&moved, &[0, 2]), found(&["0 a", "0 b", "0 c", "0 d", "0 e", "0 f"]));
+    let swapped = ["SELECT 1", "LPUSH a 1", "SWAPDB 0 1", "SELECT 0", "COPY a b", "SELECT 1", "COPY a c"];
+    assert_eq!(wrong(&swapped, &[0]), found(&["0 a", "0 b"]));
+    let others = ["LPUSH a 1", "MOVE a 3", "SELECT 3", "SUNIONSTORE d x y", "SORT a STORE z"];
+    assert_eq!(wrong(&others, &[0]), found(&["0 a", "3 a", "3 z"]));
+    assert_eq!(wrong(&["LPUSH a 1", "EVAL x 0", "SET b 1"], &[0]), None, "nobody knows");
+}

@@ -1,8 +1,11 @@
 //! A batch as it goes over the wire, and the places of its commands in it.
 
+use std::collections::BTreeSet;
+
 use crate::mirror::copying;
 use crate::mirror::decode::frames;
 use crate::mirror::guard;
+use crate::mirror::transform::is_own;
 
 /// Memory that a buffer may keep for the next batch.
 const KEEP: usize = 4 * 1024 * 1024;
@@ -98,6 +101,45 @@ impl Batch {
             end: self.places[index].end,
             places: places.into_iter().map(|(place, _)| place).collect(),
         }
+    }
+
+    /// The keys that are wrong at the end of the batch when these commands, in ascending order, did not run: theirs, and what the
+    /// others behind them have made of these. None when that cannot be told.
+    pub fn spread(&self, failed: &[usize]) -> Option<Vec<crate::mirror::transform::Place>> {
+        let first = *failed.first()?;
+        let mut wrong = BTreeSet::new();
+        let mut db = self.name(first).db;
+        for index in first..self.len() {
+            let args = self.args(index);
+            let is = |name: &[u8]| args.first().is_some_and(|word| word.eq_ignore_ascii_case(name));
+            let number =
+                |at: usize| args.get(at).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+            if is(b"SELECT") {
+                db = number(1)?;
+            } else if is(b"SWAPDB") {
+                let (one, two): (u32, u32) = (number(1)?, number(2)?);
+                let other = |db| {
+                    if db == one {
+                        two
+                    } else if db == two {
+                        one
+                    } else {
+                        db
+                    }
+                };
+                wrong = wrong.into_iter().map(|(db, key)| (other(db), key)).collect();
+            } else {
+                let places = copying::places(&args, db).ok()?;
+                let fails = failed.binary_search(&index).is_ok();
+                if fails || places.iter().any(|(place, _)| wrong.contains(place)) {
+                    let changed = places
+                        .into_iter()
+                        .filter(|(place, written)| (fails || *written) && !is_own(&place.1));
+                    wrong.extend(changed.map(|(place, _)| place));
+                }
+            }
+        }
+        Some(wrong.into_iter().collect())
     }
 
     pub(super) fn clear(&mut self) {
