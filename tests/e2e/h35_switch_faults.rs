@@ -175,6 +175,9 @@ struct Ends<'a> {
     proxy: Option<&'a Proxy>,
 }
 
+/// What the new side has said less than 2 ms ago counts as a sign of life. What it said before the fault is older than this.
+const NO_SIGN: Duration = Duration::from_millis(3);
+
 /// The fault strikes when a switch stands at each of its steps, on the way there and on the way back. Then: committed, or
 /// on the old side; clients go on wherever they can; nothing acknowledged is lost.
 async fn strikes_at_each_step(fault: Fault, turns: usize) {
@@ -216,11 +219,13 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
                 };
                 let striking = async {
                     eventually(&what, async || reached.exists() || answered.load(Ordering::Relaxed)).await;
-                    reached.exists().then(|| {
-                        fault.strikes(&mut ends);
-                        std::fs::remove_file(&reached).unwrap();
-                        Instant::now()
-                    })
+                    if !reached.exists() {
+                        return None;
+                    }
+                    fault.strikes(&mut ends);
+                    tokio::time::sleep(NO_SIGN).await;
+                    std::fs::remove_file(&reached).unwrap();
+                    Some(Instant::now())
                 };
                 match tokio::join!(switching, striking) {
                     (answer, Some(struck)) => break (answer, struck.elapsed()),
