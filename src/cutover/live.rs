@@ -309,7 +309,7 @@ impl Parts for Live {
         }
         let text = replies.last().and_then(|reply| reply.as_str()).unwrap_or_default();
         still_leads(text, client.side())?;
-        replies.last().and_then(|reply| offset(reply.as_str()?)).ok_or_else(|| no_offset(client.side()))
+        offset(text).ok_or_else(|| no_offset(client.side()))
     }
 
     async fn drain_mirror(&mut self, offset: u64, deadline: Instant) -> Result<StartPosition> {

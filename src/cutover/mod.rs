@@ -8,9 +8,10 @@
 //!
 //! What it guarantees:
 //!
-//! * *One line decides.* Before the commit line any surprise reopens the gate on the old side with nothing changed. Past
-//!   it the switch always runs to its end, after a crash too: the line holds the new active side and the position at
-//!   which the mirror towards the old side begins, and one write to the disk makes both true at once.
+//! * *One line decides.* Before the commit line any surprise reopens the gate on the old side with nothing changed; the last
+//!   thing asked for is a sign of life of the new side. Past the line the switch always runs to its end, after a crash too: it
+//!   holds the new active side and the position at which the mirror towards the old side begins, and one write to the disk
+//!   makes both true at once.
 //! * *Nothing is lost.* At the commit no command is in flight, no writer that bypasses the gateway can write to the old
 //!   side, and the new side has applied the last byte of the old side's stream: equality of offsets, not silence.
 //! * *Clients wait, they do not fail.* From the closing of the gate to the commit a budget is kept (`max_pause`); when

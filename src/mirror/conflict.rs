@@ -123,8 +123,8 @@ impl Task {
     /// Takes the values of the keys that are to be copied anew.
     pub(super) async fn begin_copying(&mut self, collector: &mut Collector) -> Step<()> {
         self.copying = None;
-        let keys: Vec<Place> =
-            self.notes.copies()?.into_iter().map(|at| (at.db, at.key.into_boxed_slice())).collect();
+        let noted = self.notes.copies()?;
+        let keys: Vec<Place> = noted.iter().map(|at| (at.db, at.key.clone().into_boxed_slice())).collect();
         if keys.is_empty() {
             return Ok(());
         }
@@ -142,8 +142,7 @@ impl Task {
                 }
                 Ok(mut copying) => {
                     self.leave_types_out(&mut copying);
-                    self.copying =
-                        Some(CopyingNow { keys: keys.iter().cloned().map(KeyAt::from).collect(), replid });
+                    self.copying = Some(CopyingNow { keys: noted, replid });
                     break copying;
                 }
                 Err(error) => self.wait_out(error, self.options.retry.connection).await?,

@@ -43,14 +43,20 @@ async fn write_until_refused(address: &str, key: &str) -> (i64, String) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn h14_failover_through_the_gateway_loses_no_write_while_a_mirror_runs() {
+/// A mirror that is live, and a replica of the source that a failover may lead to; `None` where servers know none.
+async fn with_heir() -> Option<(Lab, Server)> {
     if !since("6.2", "7.2", "FAILOVER") {
-        return;
+        return None;
     }
     let mut lab = Setup::new().source(&["--repl-diskless-sync-delay", "0"]).build().await;
     let heir = replica(&lab).await;
     lab.mirror().await;
+    Some((lab, heir))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h14_failover_through_the_gateway_loses_no_write_while_a_mirror_runs() {
+    let Some((mut lab, heir)) = with_heir().await else { return };
     let address = lab.gateway.address();
     let mut writers = Vec::new();
     for number in 0..8 {
@@ -113,12 +119,7 @@ async fn h14_failover_through_the_gateway_loses_no_write_while_a_mirror_runs() {
 /// While a failover waits for a replica that does not come, writes are held. Who asks for its end must get past them.
 #[tokio::test(flavor = "multi_thread")]
 async fn h14_failover_is_aborted_past_the_writes_that_it_holds() {
-    if !since("6.2", "7.2", "FAILOVER") {
-        return;
-    }
-    let mut lab = Setup::new().source(&["--repl-diskless-sync-delay", "0"]).build().await;
-    let heir = replica(&lab).await;
-    lab.mirror().await;
+    let Some((mut lab, heir)) = with_heir().await else { return };
     let address = lab.gateway.address();
     let mut client = Connection::open(&address).await.unwrap();
     assert!(client.call(&["FAILOVER", "ABORT"]).await.unwrap().brief().starts_with("-ERR No failover in"));
