@@ -21,7 +21,8 @@ use crate::server::Endpoint;
 /// For everything up to the gate: attaching the mirror back may take a snapshot that is thrown away.
 const PREPARE_WITHIN: Duration = Duration::from_secs(300);
 
-/// A moment of lag is waited for before anybody is told "not yet".
+/// A moment of lag is waited for before anybody is told "not yet", from when it was first seen: a server that is paused answers late, and
+/// then the mirror has heard nothing for as long.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that a switch needs.
@@ -117,10 +118,11 @@ impl Job {
 }
 
 async fn judged(live: &mut Live, verification: Verification, limits: &Limits) -> Result<(Facts, Verdict)> {
-    let until = Instant::now() + PATIENCE;
+    let mut until = None;
     loop {
         let facts = live.facts(verification).await?;
         let verdict = verdict::judge(&facts, limits);
+        let until = *until.get_or_insert_with(|| Instant::now() + PATIENCE);
         if !matches!(verdict, Verdict::NotYet { .. }) || Instant::now() >= until {
             return Ok((facts, verdict));
         }

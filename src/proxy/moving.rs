@@ -96,12 +96,13 @@ impl Session {
         self.core.try_borrow().is_ok_and(|core| core.pinned.is_some())
     }
 
-    /// Whether the gateway's own questions on the new connection have been answered.
+    /// Whether it is on this side, and the gateway's own questions on a new connection have been answered. What else is not answered
+    /// yet, such as the last question of a switch that was given up, nobody has to wait for.
     pub(super) fn is_armed(&self, active: Active) -> bool {
         self.core.try_borrow().is_ok_and(|core| {
             core.pinned.as_ref().is_none_or(|pinned| {
                 let owed = |(expect, _): &(Expect, bool)| matches!(expect, Expect::Swallow | Expect::Carried);
-                pinned.upstream.key.side == active && !pinned.expects.iter().any(owed)
+                pinned.upstream.key.side == active && !(pinned.arriving && pinned.expects.iter().any(owed))
             })
         })
     }
@@ -110,6 +111,7 @@ impl Session {
     pub(super) fn settle_in(&self) {
         if let Some(pinned) = self.core.borrow_mut().pinned.as_deref_mut() {
             pinned.stand_in = None;
+            pinned.arriving = false;
         }
     }
 
@@ -293,6 +295,7 @@ fn last_id(reply: &[u8]) -> Option<Bytes> {
 /// `target`: the connection there that gets the invalidations.
 fn carry(old: Pinned, upstream: Upstream, target: Option<u64>) -> Pinned {
     let mut new = Pinned::new(upstream);
+    new.arriving = true;
     for command in old.state.commands(target) {
         let expect = if target.is_some() { Expect::Carried } else { Expect::Swallow };
         new.ask(&command, expect, false);

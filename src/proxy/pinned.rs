@@ -118,6 +118,8 @@ pub(super) struct Pinned {
     pub(super) replica: Replica,
     /// The connection to the new side, while the state is not there yet.
     pub(super) fresh: Option<Upstream>,
+    /// The connection is a new one, and not all of the state is there yet.
+    pub(super) arriving: bool,
     /// On the new side, for as long as that takes its state: it stands for a client that is gone, to which invalidations were redirected.
     pub(super) stand_in: Option<Upstream>,
     /// The reply of EXEC is being taken apart.
@@ -146,6 +148,7 @@ impl Pinned {
             shards: HashSet::new(),
             replica: Replica::No,
             fresh: None,
+            arriving: false,
             stand_in: None,
             elements: None,
             streaming: None,
@@ -225,25 +228,23 @@ impl Pinned {
         }
     }
 
-    /// Issues a recalled command again, at once, so that others stay in their order; the answer, if its time is over.
+    /// Issues a recalled command again, at once, so that others stay in their order; if its time is over, its answer for
+    /// the client.
     pub(super) fn resume(&mut self, now: Instant) -> Option<Bytes> {
-        let blocked = self.blocked.as_mut().filter(|blocked| blocked.held.is_some())?;
+        let blocked = self.blocked.as_mut()?;
+        let (nil, discard) = blocked.held.take()?;
         let waits = blocked.is_wait();
-        match blocked.reissue(now) {
-            Ok(command) => {
-                if waits {
-                    self.advance();
-                }
-                self.ask(&command, Expect::Blocking, false);
-                // What does not go now, or fails, is seen when the session runs.
-                let _ = self.write(&mut Context::from_waker(Waker::noop()));
-                None
-            }
-            Err(answer) => {
-                self.blocked = None;
-                Some(answer)
-            }
+        let Some(command) = blocked.reissue(now) else {
+            self.blocked = None;
+            return (!discard).then_some(nil);
+        };
+        if waits {
+            self.advance();
         }
+        self.ask(&command, Expect::Blocking, discard);
+        // What does not go now, or fails, is seen when the session runs.
+        let _ = self.write(&mut Context::from_waker(Waker::noop()));
+        None
     }
 
     /// Sends bytes whose reply will mean `expect`.

@@ -54,6 +54,9 @@ async fn h15_full_or_read_only_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn h15_stopped_dead_is_waited_for() {
     let (mut lab, workload) = lab("").await;
+    // From then on it is batches that are not answered, not what is asked before the first of them.
+    let applies = |status: &Json| status["mirror"]["commands_applied"].as_u64() > Some(100);
+    lab.gateway.wait_until("it applies", PATIENCE, applies).await.unwrap();
     lab.destination.signal("STOP").unwrap();
     let status = told(&mut lab, "has not answered").await;
     assert!(status["error"]["retry_until"].is_string(), "{status}");

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Connection;
 use serde_json::json;
@@ -207,6 +207,45 @@ async fn h33_subscribers_hear_each_message_once() {
     let expected = published / kinds * (receivers.0 + receivers.1) + CHANNELS * (receivers.0 + receivers.1);
     assert_eq!(heard, expected, "every message by every way");
     eprintln!("{published} messages published, {heard} heard");
+}
+
+/// The old side says nothing more when the gate is closed, so the switch is given up. That ends its pause: nobody waits until the
+/// subscribers' connections have been heard out, and none of them is closed for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_a_switch_that_is_given_up_keeps_its_subscribers() {
+    let stops = tempfile::tempdir().unwrap();
+    let mut lab = Setup::new().env("CROSSFADE_STOPS", stops.path().to_str().unwrap()).build().await;
+    lab.expect_log("");
+    lab.mirror().await;
+    let address = lab.gateway.address();
+    let mut subscriber = Client::open_resp2(&address).await;
+    subscriber.ask(&["SUBSCRIBE", "news"]).await;
+    let mut other = Client::open_resp2(&address).await;
+    assert_eq!(other.ask(&["SET", "k", "v"]).await, "OK");
+    let (stop, reached) = (stops.path().join("close_gate"), stops.path().join("close_gate.reached"));
+    std::fs::write(&stop, "").unwrap();
+    let order = json!({"max_pause": "500ms"});
+    let (answer, took) = tokio::join!(lab.gateway.post("/v1/cutover", &order), async {
+        eventually("the gate is closed", async || reached.exists()).await;
+        lab.source.signal("STOP").unwrap();
+        std::fs::remove_file(&reached).unwrap();
+        let closed = Instant::now();
+        // It is answered by the gateway itself, as soon as the gate is open.
+        assert_eq!(other.ask(&["CLIENT", "SETNAME", "other"]).await, "OK");
+        let took = closed.elapsed();
+        lab.source.signal("CONT").unwrap();
+        took
+    });
+    let answer = answer.unwrap().1;
+    assert_eq!(answer["outcome"], "aborted", "{answer}");
+    assert!(took < Duration::from_millis(1200), "{took:?}: {answer}");
+    let mut publisher = Client::open_resp2(&address).await;
+    assert_eq!(publisher.ask(&["PUBLISH", "news", "still"]).await, "1");
+    assert_eq!(subscriber.frame().await.text, "[message news still]");
+    lab.gateway.wait_until("settled", PATIENCE, |status| status["phase"] == "mirroring").await.unwrap();
+    lab.cutover().await;
+    assert_eq!(publisher.ask(&["PUBLISH", "news", "moved"]).await, "1");
+    assert_eq!(subscriber.frame().await.text, "[message news moved]");
 }
 
 /// The gate closes while a message goes up to the server, and the server sends it to a subscriber by several ways: the

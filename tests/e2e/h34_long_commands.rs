@@ -7,6 +7,7 @@ use crossfade::cli::demo::connection::Connection;
 use crossfade::cli::demo::workload::{Plan, Workload};
 use serde_json::json;
 
+use crate::support::resp3::Client;
 use crate::support::{Setup, eventually, operations};
 
 /// Keeps the server busy for some milliseconds.
@@ -100,4 +101,45 @@ async fn h34_a_pause_that_a_client_ordered_holds_the_switch_and_no_longer_than_i
     lab.cutover().await;
     operations(&workload, 500).await;
     lab.judge(workload).await;
+}
+
+/// CLIENT UNBLOCK of a command that waits because of CLIENT PAUSE ends some servers. One that waited before goes on waiting as if nothing
+/// had happened, and ends in its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn h34_blocked_commands_outlive_a_switch_that_a_pause_held_up() {
+    let mut lab = Setup::new().build().await;
+    lab.expect_log("");
+    lab.mirror().await;
+    let address = lab.gateway.address();
+    let [mut before, mut timed, mut within, mut other] = [
+        Client::open_resp2(&address).await,
+        Client::open_resp2(&address).await,
+        Client::open_resp2(&address).await,
+        Client::open_resp2(&address).await,
+    ];
+    before.queue(&["BLPOP", "before", "0"]);
+    before.flush().await;
+    let began = Instant::now();
+    timed.queue(&["BLPOP", "nothing", "2"]);
+    timed.flush().await;
+    let blocked = async |many: &str| lab.source.info("blocked_clients").await.unwrap() == many;
+    eventually("both wait", async || blocked("2").await).await;
+    lab.source.call(&["CLIENT", "PAUSE", "1000", "WRITE"]).await.unwrap();
+    within.queue(&["BLPOP", "within", "0"]);
+    within.flush().await;
+    eventually("the third waits too", async || blocked("3").await).await;
+    let (_, entry) = lab.gateway.post("/v1/cutover", &json!({"max_pause": "100ms"})).await.unwrap();
+    assert_eq!(entry["outcome"], "aborted", "{entry}");
+    assert!(entry["max_hold_ms"].as_f64().unwrap() < 250.0, "{entry}");
+    for list in ["before", "within"] {
+        assert_eq!(other.ask(&["RPUSH", list, "x"]).await, "1");
+    }
+    assert_eq!(before.frame().await.text, "[before x]");
+    assert_eq!(within.frame().await.text, "[within x]");
+    assert_eq!(timed.frame().await.text, "nil");
+    let late = began.elapsed().saturating_sub(Duration::from_secs(2));
+    assert!(late < Duration::from_millis(300), "{late:?} late");
+    lab.in_step().await;
+    lab.cutover().await;
+    assert_eq!(other.ask(&["RPUSH", "behind", "x"]).await, "1");
 }

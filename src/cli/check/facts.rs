@@ -189,7 +189,7 @@ pub(super) fn buffer_limit(text: &str) -> Option<BufferLimit> {
 }
 
 /// What the gateway's own user needs, as `ACL DRYRUN` (7.0+) takes it.
-const NEEDED_EVERYWHERE: [&[&str]; 8] = [
+const NEEDED_EVERYWHERE: [&[&str]; 10] = [
     &["psync", "?", "-1"],
     &["replconf", "ack", "0"],
     &["info"],
@@ -198,12 +198,13 @@ const NEEDED_EVERYWHERE: [&[&str]; 8] = [
     &["dump", "crossfade:check"],
     &["client", "pause", "1", "write"],
     &["client", "unblock", "1"],
+    &["multi"],
+    &["pfcount", "crossfade:check"],
 ];
-const NEEDED_TO_WRITE: [&[&str]; 6] = [
+const NEEDED_TO_WRITE: [&[&str]; 5] = [
     &["restore", "crossfade:check", "0", "x"],
     &["set", "crossfade:check", "x"],
     &["del", "crossfade:check"],
-    &["multi"],
     &["flushall"],
     &["publish", "crossfade:check", "x"],
 ];

@@ -23,8 +23,8 @@ pub(in crate::proxy) struct Blocked {
     pub(in crate::proxy) recalled: bool,
     /// Its timeout has a fraction that the client did not write.
     fractional: bool,
-    /// It came back empty because of that; this is its empty answer.
-    pub(in crate::proxy) held: Option<Bytes>,
+    /// It came back empty because of that; this is its empty answer, and whether the client wants none (CLIENT REPLY).
+    pub(in crate::proxy) held: Option<(Bytes, bool)>,
 }
 
 impl Blocked {
@@ -84,14 +84,13 @@ impl Blocked {
         confirmed.iter().zip(wanted).any(|(have, wanted)| wanted.is_some_and(|wanted| *have < wanted))
     }
 
-    /// The command with the time that is left, or the answer when none is.
-    pub(in crate::proxy) fn reissue(&mut self, now: Instant) -> Result<Bytes, Bytes> {
-        let nil = self.held.take().unwrap_or_else(|| Bytes::from_static(b"*-1\r\n"));
+    /// The command with the time that is left; `None` when none is.
+    pub(in crate::proxy) fn reissue(&mut self, now: Instant) -> Option<Bytes> {
         self.recalled = false;
         if let Some(timeout) = self.timeout {
             let left = timeout.saturating_sub(now.saturating_duration_since(self.since));
             if left.is_zero() {
-                return Err(nil);
+                return None;
             }
             let text = self.form.text(left);
             self.fractional = text.contains('.');
@@ -99,7 +98,7 @@ impl Blocked {
             self.timeout = Some(left);
             self.since = now;
         }
-        Ok(self.command())
+        Some(self.command())
     }
 
     fn command(&self) -> Bytes {
@@ -145,21 +144,20 @@ mod tests {
         let mut pop = blocked("BLPOP q 2");
         let at = |ms| pop.asked + Duration::from_millis(ms);
         let (first, second, late) = (at(500), at(1600), at(2000));
-        assert_eq!(pop.reissue(first), Ok(encoded("BLPOP q 1.500")));
-        assert_eq!(pop.reissue(second), Ok(encoded("BLPOP q 0.400")));
-        pop.held = Some("_\r\n".into());
-        assert_eq!(pop.reissue(late), Err("_\r\n".into()));
+        assert_eq!(pop.reissue(first), Some(encoded("BLPOP q 1.500")));
+        assert_eq!(pop.reissue(second), Some(encoded("BLPOP q 0.400")));
+        assert_eq!(pop.reissue(late), None);
         let (mut old, refusal) =
             (blocked("BRPOP q 3"), b"-ERR timeout is not an integer or out of range\r\n");
         assert_eq!(old.in_whole_seconds(refusal), None, "the client's own");
         let later = old.asked + Duration::from_millis(1700);
-        assert_eq!(old.reissue(later), Ok(encoded("BRPOP q 1.300")));
+        assert_eq!(old.reissue(later), Some(encoded("BRPOP q 1.300")));
         assert_eq!(old.in_whole_seconds(b"-WRONGTYPE\r\n"), None);
         assert_eq!(old.in_whole_seconds(refusal), Some(encoded("BRPOP q 2")));
         assert_eq!(old.in_whole_seconds(refusal), None);
         let mut for_ever = blocked("XREAD BLOCK 0 STREAMS s $");
         let later = for_ever.asked + Duration::from_secs(1000);
-        assert_eq!(for_ever.reissue(later), Ok(encoded("XREAD BLOCK 0 STREAMS s $")));
+        assert_eq!(for_ever.reissue(later), Some(encoded("XREAD BLOCK 0 STREAMS s $")));
     }
 
     #[test]

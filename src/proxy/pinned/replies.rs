@@ -5,6 +5,7 @@
 //! the client unless the gateway itself had asked.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -158,8 +159,9 @@ impl Session {
             Expect::Blocking => {
                 if let Some(blocked) = &mut pinned.blocked {
                     if blocked.recalled && blocked.ended_early(&frame) {
-                        blocked.held = Some(frame.clone());
-                        answer = None;
+                        blocked.held = Some((frame.clone(), discard));
+                        // With the gate open, the switch was given up before this came: nobody else would issue it again.
+                        answer = if self.worker.gate_closed() { None } else { pinned.resume(Instant::now()) };
                     } else if let Some(command) = blocked.in_whole_seconds(&frame) {
                         pinned.ask(&command, Expect::Blocking, discard);
                         answer = None;

@@ -17,6 +17,8 @@ use crate::server::Client;
 
 /// Connections opened at once while a switch is prepared.
 const DIALS: usize = 32;
+/// A key that nobody has.
+const UNUSED: &str = "crossfade:check";
 
 pub(super) async fn prepare(
     worker: &Rc<Worker>,
@@ -78,6 +80,7 @@ pub(super) async fn prepare(
     Ok(PrepareReport { lanes: lanes.len(), pinned })
 }
 
+/// A connection with the gateway's own credentials, for [`recall`].
 async fn open_recaller(worker: &Worker, side: Active) -> std::result::Result<(), String> {
     let endpoint = worker.options().endpoint(side).ok_or("no such server is configured")?;
     let client = Client::open(endpoint, Duration::from_secs(2)).await.map_err(|error| error.to_string())?;
@@ -85,11 +88,17 @@ async fn open_recaller(worker: &Worker, side: Active) -> std::result::Result<(),
     Ok(())
 }
 
-/// Recalls blocked commands with CLIENT UNBLOCK.
-async fn recall(worker: &Worker, blocked: &[Recall]) {
+/// Recalls blocked commands with CLIENT UNBLOCK, but not while the server is paused.
+///
+/// CLIENT UNBLOCK of a command that waits because of CLIENT PAUSE ends Redis 6.2 to 8.0 and Valkey up to 8.1 ("Unknown btype in
+/// replyToBlockedClientOnTimeout", `blocked.c`), and nothing tells such a command from one that waits for an element. So it comes in a
+/// transaction with PFCOUNT: a paused server keeps it for later, as all that might be replicated, and in one that runs it
+/// nothing waits because of a pause. When the time is over before that, the connection is closed, and the transaction gone.
+async fn recall(worker: &Worker, blocked: &[Recall], deadline: tokio::time::Instant) {
     let taken = worker.recaller.borrow_mut().take();
     let Some(mut client) = taken else {
-        if let Err(error) = open_recaller(worker, worker.active.get()).await {
+        let opened = tokio::time::timeout_at(deadline, open_recaller(worker, worker.active.get())).await;
+        if let Ok(Err(error)) = opened {
             tracing::warn!("blocked commands cannot be recalled: {error}");
         }
         return;
@@ -97,19 +106,23 @@ async fn recall(worker: &Worker, blocked: &[Recall]) {
     let recalled = async {
         let ids = ids_of(&mut client, blocked).await?;
         let mut commands = Vec::new();
+        write::command(&mut commands, &["MULTI"]);
+        write::command(&mut commands, &["PFCOUNT", UNUSED]);
         for id in &ids {
             write::command(&mut commands, &[b"CLIENT".as_slice(), b"UNBLOCK", id]);
         }
-        client.pipeline(&commands, ids.len()).await
+        write::command(&mut commands, &["EXEC"]);
+        client.pipeline(&commands, ids.len() + 3).await
     };
-    match recalled.await {
-        Ok(replies) => {
+    match tokio::time::timeout_at(deadline, recalled).await {
+        Ok(Ok(replies)) => {
             if let Some(text) = replies.iter().find_map(Value::error) {
                 tracing::warn!("CLIENT UNBLOCK was refused: {text}");
             }
             *worker.recaller.borrow_mut() = Some(client);
         }
-        Err(error) => tracing::warn!("blocked commands cannot be recalled: {error}"),
+        Ok(Err(error)) => tracing::warn!("blocked commands cannot be recalled: {error}"),
+        Err(_) => tracing::info!("the server is paused, or busy: blocked commands were not recalled in time"),
     }
 }
 
@@ -170,7 +183,7 @@ pub(super) async fn drain(
     report.recalled = ids.len();
     loop {
         if !ids.is_empty() {
-            recall(worker, &ids).await;
+            recall(worker, &ids, deadline).await;
         }
         let round = tokio::time::Instant::now() + Duration::from_millis(2);
         loop {
