@@ -741,7 +741,7 @@ async fn what_failed_in_the_batch_on_its_way_is_known_before_keys_are_copied_ane
     pair.in_step(&mirror).await;
     // The destination takes the batch, and answers later.
     let mut busy = pair.to.connect().await.unwrap();
-    busy.queue(&["DEBUG", "SLEEP", "1"]);
+    busy.queue(&["DEBUG", "SLEEP", "3"]);
     busy.flush().await.unwrap();
     let mut probe = pair.to.connect().await.unwrap();
     let mut asleep = async || {

@@ -17,7 +17,7 @@ use crate::migration::status::{ActiveSide, SwitchKind};
 use crate::mirror::{Mirror, MirrorOptions, MirrorState, Stage};
 use crate::proxy::{Active, Busy, Proxy};
 use crate::resp::write;
-use crate::server::{Client, Endpoint, Events, Info};
+use crate::server::{Client, Endpoint, Events, Info, paused};
 
 /// Where the gateway notes the newest epoch on the server that is active.
 pub const EPOCH_KEY: &str = "crossfade:epoch";
@@ -206,6 +206,24 @@ impl Live {
         Ok(())
     }
 
+    /// Waits for the end of a CLIENT PAUSE that somebody has ordered. Writes that it holds would never drain, and the fence, which
+    /// is one too, would end it.
+    async fn outlast_pause(&mut self, deadline: Instant) -> Result<()> {
+        if !matches!(self.open.fence, Some(Fence::Pause)) {
+            return Ok(());
+        }
+        let mut client = connect(&self.from, self.connect_timeout).await?;
+        client.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        match paused::guard(&mut client).await {
+            Err(error) if error.retry => {
+                Err(error
+                    .remedy("if somebody has paused it (CLIENT PAUSE), wait for the end, or CLIENT UNPAUSE"))
+            }
+            // Where the gateway may ask for nothing of the kind, this is not known.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// Waits until little is left to drain inside the pause.
     async fn near(&self, deadline: Instant) -> Result<()> {
         let near = NEAR.min(self.max_pause / 4).as_secs_f64() * 1e3;
@@ -260,6 +278,7 @@ impl Parts for Live {
         self.connect().await?;
         self.standby(deadline).await?;
         self.stream_flows(deadline).await?;
+        self.outlast_pause(deadline).await?;
         let side = self.kind.origin();
         let setting = match &self.open.fence {
             Some(Fence::Setting { name, former }) => Some((name.clone(), former.clone())),

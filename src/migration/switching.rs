@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +41,8 @@ pub(super) struct Job {
     pub(super) cancel: CancellationToken,
     pub(super) store: Store,
     pub(super) connect_timeout: Duration,
+    /// Somebody is about to take down the fence of an earlier switch.
+    pub(super) unfencing: Option<JoinHandle<()>>,
     pub(super) ready: oneshot::Sender<Ready>,
     pub(super) let_through: oneshot::Receiver<()>,
 }
@@ -61,6 +64,10 @@ pub(super) struct Done {
 impl Job {
     pub(super) async fn run(self) -> Done {
         let Job { kind, request, max_pause, limits, verification, ready, let_through, .. } = self;
+        if let Some(unfencing) = self.unfencing {
+            // What takes that one down would take down this switch's too.
+            let _ = unfencing.await;
+        }
         let epoch = self.store.line().epoch + 1;
         let mut live = Live {
             kind,

@@ -13,20 +13,36 @@ use super::session::Session;
 use super::special::{PING, ask_aside, ask_on};
 use super::upstream::{Key, Upstream, dial};
 use crate::resp::scan::{CommandScanner, Limits};
-use crate::resp::value;
+use crate::resp::value::{self, Value};
 use crate::resp::write;
+
+/// For the ends of streams, where a switch needs them.
+const ARMED: Duration = Duration::from_secs(2);
+/// The same when it was given up.
+const AT_HOME: Duration = Duration::from_millis(50);
 
 /// What a session did when it was told to drain.
 #[derive(Debug, Default)]
 pub(super) struct Drained {
-    /// The connection whose command blocks and must be recalled.
+    /// The command that blocks and must be recalled.
     pub(super) recall: Option<Recall>,
     pub(super) transaction: bool,
 }
 
-/// A connection whose blocked command has to be recalled, as the server knows it.
+/// A blocked command that has to be recalled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Recall {
+    pub(super) whom: Whom,
+    pub(super) db: u32,
+    /// When the client asked, which tells it from what the same client asks later.
+    pub(super) asked: Instant,
+    /// The streams that it follows from their end, see [`Blocked::open_ends`].
+    pub(super) ends: Vec<(usize, Bytes)>,
+}
+
+/// The connection that blocks, as the server knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recall {
+pub(super) enum Whom {
     /// By its id.
     Id(u64),
     /// Its user may not ask for the id: by the address that it comes from.
@@ -56,18 +72,30 @@ impl Session {
         }
     }
 
-    /// The connection whose blocked command still has to be recalled.
+    /// The blocked command that still has to be recalled.
     fn recall(&self, pinned: &mut Pinned) -> Option<Recall> {
-        let recall = match pinned.upstream.client_id {
-            0 => Recall::From(pinned.upstream.stream.local_addr()?),
-            id => Recall::Id(id),
+        let whom = match pinned.upstream.client_id {
+            0 => Whom::From(pinned.upstream.stream.local_addr()?),
+            id => Whom::Id(id),
         };
+        let db = pinned.upstream.key.identity.db;
         let blocked = pinned.blocked.as_mut()?;
         if blocked.held.is_some() {
             return None;
         }
         blocked.recalled = true;
-        Some(recall)
+        Some(Recall { whom, db, asked: blocked.asked, ends: blocked.open_ends() })
+    }
+
+    /// The command of that moment was recalled where its streams ended with these ids: from there it goes on.
+    pub(super) fn follow_from(&self, asked: Instant, ends: Vec<(usize, Bytes)>) {
+        let Ok(mut core) = self.core.try_borrow_mut() else { return };
+        let Some(blocked) = core.pinned.as_deref_mut().and_then(|pinned| pinned.blocked.as_mut()) else {
+            return;
+        };
+        if blocked.recalled && blocked.asked == asked {
+            ends.into_iter().for_each(|(arg, id)| blocked.set_id(arg, id));
+        }
     }
 
     /// As [`Session::begin_drain`], for a command that the server had not received yet at the first attempt.
@@ -178,7 +206,9 @@ impl Session {
             target = Some(upstream.client_id);
             stand_in = Some(upstream);
         }
-        let ends = self.ends(&key, fresh.as_mut()).await;
+        // On the side where it is, the recall has asked already, as a rule; a server that does not answer holds nobody up for it.
+        let patience = if moves { ARMED } else { AT_HOME };
+        let ends = tokio::time::timeout(patience, self.ends(&key, fresh.as_mut())).await.unwrap_or_default();
         let mut core = self.core.borrow_mut();
         let Some(mut pinned) = core.pinned.take() else { return Ok(()) };
         if let Some(blocked) = &mut pinned.blocked {
@@ -264,7 +294,8 @@ impl Session {
                 Some(upstream) => ask_on(upstream, &question).await.ok(),
                 None => ask_aside(&self.worker, key, &question).await.ok(),
             };
-            ids.extend(reply.and_then(|reply| last_id(&reply)).map(|id| (arg, id)));
+            let reply = reply.and_then(|reply| Some(value::decode(&reply).ok()??.0));
+            ids.extend(reply.as_ref().and_then(last_id).map(|id| (arg, id)));
         }
         ids
     }
@@ -282,11 +313,10 @@ impl Session {
 }
 
 /// What XINFO STREAM says of the last id; that of no stream is 0-0. `None`: the server does not tell.
-fn last_id(reply: &[u8]) -> Option<Bytes> {
-    if reply.starts_with(b"-ERR no such key") {
+pub(super) fn last_id(reply: &Value) -> Option<Bytes> {
+    if matches!(reply, Value::Error(text) if text.starts_with(b"ERR no such key")) {
         return Some(Bytes::from_static(b"0-0"));
     }
-    let (reply, _) = value::decode(reply).ok()??;
     reply.field("last-generated-id")?.as_bytes().map(Bytes::copy_from_slice)
 }
 

@@ -341,6 +341,8 @@ impl Session {
         spec: Option<&'static Spec>,
     ) -> Step {
         let discard = core.reply_mode != ReplyMode::On;
+        // A recall that is late names connections: it finds whatever blocks there.
+        let recalled = self.worker.recalling.get() > 0;
         let Some(pinned) = core.pinned.as_deref_mut() else { return Step::Wait };
         let name = spec.map_or("", |spec| spec.name);
         // Some things need a quiet connection: their reply is made here, or depends on what came before.
@@ -470,7 +472,7 @@ impl Session {
                 pinned.advance();
                 match spec.and_then(|spec| command::blocking_form(spec, args)) {
                     Some(form) => {
-                        pinned.blocked = Some(Blocked::new(args, form));
+                        pinned.blocked = Some(Blocked::new(args, form, recalled));
                         Expect::Blocking
                     }
                     None => Expect::Plain,
@@ -489,7 +491,7 @@ impl Session {
                             if pinned.owes() {
                                 return Step::Wait;
                             }
-                            pinned.blocked = Some(Blocked::new(args, form));
+                            pinned.blocked = Some(Blocked::new(args, form, recalled));
                             Expect::Blocking
                         }
                         None => Expect::Plain,

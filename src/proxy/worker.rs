@@ -4,6 +4,7 @@
 //! one bounded channel ([`Request`]).
 
 mod company;
+mod recall;
 mod switching;
 
 use std::cell::{Cell, RefCell};
@@ -31,9 +32,10 @@ use super::session::Session;
 use super::upstream::{Identity, Key, Upstream};
 use super::{Active, ProxyOptions};
 use crate::error::{Error, Result, Side};
-use crate::server::{Client, Stream};
+use crate::server::Stream;
 
 use company::Company;
+use recall::Recaller;
 use switching::{arm, away, busy, connect, drain, hear, open, prepare};
 
 /// Idle connections kept for one identity.
@@ -114,7 +116,9 @@ pub(super) struct Worker {
     /// Told when something ends while the gate is closed.
     pub(super) progress: Notify,
     /// A connection with the gateway's own credentials, for CLIENT UNBLOCK.
-    recaller: RefCell<Option<Client>>,
+    recaller: RefCell<Option<Recaller>>,
+    /// Recalls that the server has not answered.
+    pub(super) recalling: Cell<usize>,
     /// Where this thread runs.
     company: Company,
     started: Instant,
@@ -397,6 +401,7 @@ async fn run(
         holding: Cell::new(false),
         progress: Notify::new(),
         recaller: RefCell::default(),
+        recalling: Cell::new(0),
         started: Instant::now(),
         clock: Cell::new(0),
     });

@@ -14,6 +14,7 @@ mod clock;
 mod endpoint;
 mod events;
 mod info;
+pub(crate) mod paused;
 pub(crate) mod processors;
 mod scheduling;
 mod socket;

@@ -122,9 +122,11 @@ async fn h06_every_mode_of_tracking_goes_over_a_switch() {
 /// A switch recalls WAIT as well, and its answer to that is no answer: there may be time left.
 #[tokio::test(flavor = "multi_thread")]
 async fn h31_wait_goes_over_a_switch() {
-    const PATIENCE: Duration = Duration::from_secs(4);
+    const PATIENCE: Duration = Duration::from_secs(8);
     let mut lab = Setup::new().build().await;
     let address = lab.gateway.address();
+    let dir = tempfile::tempdir().unwrap();
+    let replica = start_server("", dir.path(), &[]).await;
     let mut waits = Connection::open(&address).await.unwrap();
     let mut goes = Connection::open(&address).await.unwrap();
     lab.mirror().await;
@@ -143,8 +145,6 @@ async fn h31_wait_goes_over_a_switch() {
     lab.cutover().await;
     assert!(asked.elapsed() < PATIENCE, "the switch took too long for this test");
     // Two replicas confirm it on the new side: the mirror that leads back, and this one.
-    let dir = tempfile::tempdir().unwrap();
-    let replica = start_server("", dir.path(), &[]).await;
     let port = lab.destination.port().to_string();
     replica.call(&["REPLICAOF", "127.0.0.1", &port]).await.unwrap();
     let confirmed = goes.reply().await.unwrap().number();

@@ -262,8 +262,8 @@ async fn h31_timeouts_begun_before_a_switch_end_on_time_behind_it() {
     const CLIENTS: usize = 100;
     /// What a busy machine may add. A timeout begun anew would be late by all the time before the switch.
     const LATE: Duration = Duration::from_millis(300);
-    const CUTOVER: Duration = Duration::from_millis(700);
-    const ROLLBACK: Duration = Duration::from_millis(1700);
+    const CUTOVER: Duration = Duration::from_millis(100);
+    const ROLLBACK: Duration = Duration::from_millis(1000);
     let mut lab = Setup::new().source(&HZ).destination(&HZ).build().await;
     let address = lab.gateway.address();
     groups(&mut Connection::open(&address).await.unwrap()).await;
@@ -273,11 +273,10 @@ async fn h31_timeouts_begun_before_a_switch_end_on_time_behind_it() {
         clients.push(Connection::open(&address).await.unwrap());
     }
     let ways: Vec<Way> = Way::known().collect();
-    let began = Instant::now();
     let mut waiting = JoinSet::new();
     for (number, mut client) in clients.into_iter().enumerate() {
         let way = ways[number % ways.len()];
-        let ms = 1000 + number * 2000 / CLIENTS;
+        let ms = 2000 + number * 2000 / CLIENTS;
         waiting.spawn(async move {
             let words = way.words(number, number, ms, "$");
             let asked = Instant::now();
@@ -287,6 +286,7 @@ async fn h31_timeouts_begun_before_a_switch_end_on_time_behind_it() {
         });
     }
     all_wait(&lab.source, CLIENTS).await;
+    let began = Instant::now();
     tokio::time::sleep_until((began + CUTOVER).into()).await;
     let there = lab.cutover().await;
     let mut switched = vec![Instant::now()];

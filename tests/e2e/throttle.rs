@@ -44,7 +44,7 @@ async fn the_copy_and_the_mirror_keep_to_limits_that_change_while_they_run() {
     assert_eq!(status["throttle"]["snapshot_keys"], "1000/s");
     throttle(&lab, &["--snapshot-keys", "off"]).await;
     lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(5900), "6 s at the limit: {:?}", began.elapsed());
 
     throttle(&lab, &["--mirror-ops", "500/s"]).await;
     let before = lab.gateway.status().await.unwrap()["mirror"]["commands_applied"].as_u64().unwrap();
@@ -56,15 +56,19 @@ async fn the_copy_and_the_mirror_keep_to_limits_that_change_while_they_run() {
     for _ in 0..3000 {
         client.reply().await.unwrap();
     }
-    assert!(began.elapsed() < Duration::from_secs(2), "clients do not notice: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4), "clients do not notice: {:?}", began.elapsed());
     let applied =
         |more: u64| move |status: &Json| status["mirror"]["commands_applied"].as_u64() >= Some(before + more);
     lab.gateway.wait_until("a third of them", PATIENCE, applied(1000)).await.unwrap();
     let took = began.elapsed();
-    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(6), "{took:?}");
+    assert!(took > Duration::from_millis(900), "{took:?}");
+    let left =
+        3000 - (lab.gateway.status().await.unwrap()["mirror"]["commands_applied"].as_u64().unwrap() - before);
     throttle(&lab, &["--mirror-ops", "off"]).await;
+    let began = Instant::now();
     lab.gateway.wait_until("all of them", PATIENCE, applied(3000)).await.unwrap();
-    assert!(began.elapsed() < Duration::from_millis(5500), "6 s at the limit: {:?}", began.elapsed());
+    let (took, at_the_limit) = (began.elapsed(), Duration::from_millis(left * 2));
+    assert!(took < at_the_limit, "{left} in {took:?}");
     lab.same().await;
 
     // Near a switch nothing is held back.

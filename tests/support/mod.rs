@@ -170,17 +170,28 @@ impl Lab {
         self.gateway.wait_phase("mirroring", PATIENCE).await.unwrap()
     }
 
+    /// Cuts over. The pause may take longer than a user would allow it: the machine may be busy. Where the gateway says "not yet" it is
+    /// asked again: a mirror may be behind for a moment, and after a restart it is not there at once.
     pub async fn cutover(&self) -> Json {
-        match self.gateway.cutover().await {
-            Ok(entry) => entry,
-            Err(error) => panic!("{error}\n{}", tail(&self.gateway.log(), 25)),
-        }
+        self.switched("cutover").await
     }
 
+    /// As [`Self::cutover`], back.
     pub async fn rollback(&self) -> Json {
-        match self.gateway.rollback().await {
-            Ok(entry) => entry,
-            Err(error) => panic!("{error}\n{}", tail(&self.gateway.log(), 25)),
+        self.switched("rollback").await
+    }
+
+    async fn switched(&self, order: &str) -> Json {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let error = match self.gateway.order(order, &serde_json::json!({"max_pause": "3s"})).await {
+                Ok(entry) => return entry,
+                Err(error) => error.to_string(),
+            };
+            let later =
+                error.contains("HTTP 409") && (error.contains("not yet") || error.contains("wait a moment"));
+            assert!(later && Instant::now() < until, "{error}\n{}", tail(&self.gateway.log(), 25));
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

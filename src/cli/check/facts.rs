@@ -189,7 +189,7 @@ pub(super) fn buffer_limit(text: &str) -> Option<BufferLimit> {
 }
 
 /// What the gateway's own user needs, as `ACL DRYRUN` (7.0+) takes it.
-const NEEDED_EVERYWHERE: [&[&str]; 10] = [
+const NEEDED_EVERYWHERE: [&[&str]; 9] = [
     &["psync", "?", "-1"],
     &["replconf", "ack", "0"],
     &["info"],
@@ -199,7 +199,6 @@ const NEEDED_EVERYWHERE: [&[&str]; 10] = [
     &["client", "pause", "1", "write"],
     &["client", "unblock", "1"],
     &["multi"],
-    &["pfcount", "crossfade:check"],
 ];
 const NEEDED_TO_WRITE: [&[&str]; 5] = [
     &["restore", "crossfade:check", "0", "x"],

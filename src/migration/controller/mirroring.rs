@@ -242,11 +242,11 @@ impl Controller {
         });
     }
 
-    pub(super) fn take_fence_down(&self, fence: Fence) {
+    pub(super) fn take_fence_down(&mut self, fence: Fence) {
         let Some(endpoint) = self.endpoint(fence.side).cloned() else { return };
         let noting = self.noting.clone();
         let abandoned = fence.side != self.machine.active();
-        tokio::spawn(async move {
+        self.unfencing = Some(tokio::spawn(async move {
             match take_down(&endpoint, &fence, abandoned).await {
                 Ok(()) => {
                     tracing::info!("the fence that was left on the {} is down", fence.side);
@@ -254,7 +254,7 @@ impl Controller {
                 }
                 Err(error) => tracing::debug!(%error, "the fence on the {} is still up", fence.side),
             }
-        });
+        }));
     }
 }
 

@@ -152,6 +152,8 @@ pub(super) struct Controller {
     rate: Rate,
     progress: Progress,
     fence_tried: Instant,
+    /// The attempt to take it down.
+    unfencing: Option<JoinHandle<()>>,
     strays_at: Instant,
     strays: Vec<String>,
     asks: mpsc::Receiver<Ask>,
@@ -209,6 +211,7 @@ impl Controller {
             rate: Rate::over(Duration::from_secs(2)),
             progress: Progress::new(),
             fence_tried: Instant::now(),
+            unfencing: None,
             strays_at: Instant::now(),
             strays: Vec::new(),
             asks,

@@ -68,6 +68,7 @@ impl Controller {
                     cancel: self.cancel.clone(),
                     store,
                     connect_timeout: self.config.server.connect_timeout,
+                    unfencing: self.unfencing.take(),
                     ready: ready_sender,
                     let_through,
                 };

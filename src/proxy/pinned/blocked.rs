@@ -28,8 +28,8 @@ pub(in crate::proxy) struct Blocked {
 }
 
 impl Blocked {
-    /// Asked just now, in a form that waits.
-    pub(super) fn new(args: &[&[u8]], form: command::Blocking) -> Self {
+    /// Asked just now, in a form that waits; `recalled`: as the field.
+    pub(super) fn new(args: &[&[u8]], form: command::Blocking, recalled: bool) -> Self {
         let now = Instant::now();
         Self {
             args: args.iter().map(|arg| Bytes::copy_from_slice(arg)).collect(),
@@ -38,7 +38,7 @@ impl Blocked {
             since: now,
             // A timeout that is no number: the server refuses it, and nothing blocks.
             timeout: form.timeout(args).flatten(),
-            recalled: false,
+            recalled,
             fractional: false,
             held: None,
         }
@@ -84,11 +84,21 @@ impl Blocked {
         confirmed.iter().zip(wanted).any(|(have, wanted)| wanted.is_some_and(|wanted| *have < wanted))
     }
 
+    /// What is left of this timeout.
+    fn left(&self, timeout: Duration, now: Instant) -> Duration {
+        timeout.saturating_sub(now.saturating_duration_since(self.since))
+    }
+
+    /// Whether its time is over.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.timeout.is_some_and(|timeout| self.left(timeout, now).is_zero())
+    }
+
     /// The command with the time that is left; `None` when none is.
     pub(in crate::proxy) fn reissue(&mut self, now: Instant) -> Option<Bytes> {
         self.recalled = false;
         if let Some(timeout) = self.timeout {
-            let left = timeout.saturating_sub(now.saturating_duration_since(self.since));
+            let left = self.left(timeout, now);
             if left.is_zero() {
                 return None;
             }
@@ -130,7 +140,7 @@ mod tests {
     fn blocked(words: &str) -> Blocked {
         let args: Vec<&[u8]> = words.split(' ').map(str::as_bytes).collect();
         let form = command::blocking_form(command::lookup(args[0]).unwrap(), &args).unwrap();
-        Blocked::new(&args, form)
+        Blocked::new(&args, form, false)
     }
 
     fn encoded(words: &str) -> Bytes {

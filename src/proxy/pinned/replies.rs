@@ -160,8 +160,12 @@ impl Session {
                 if let Some(blocked) = &mut pinned.blocked {
                     if blocked.recalled && blocked.ended_early(&frame) {
                         blocked.held = Some((frame.clone(), discard));
-                        // With the gate open, the switch was given up before this came: nobody else would issue it again.
-                        answer = if self.worker.gate_closed() { None } else { pinned.resume(Instant::now()) };
+                        // With the gate open, the switch was given up before this came. Then it is issued again as soon as it is
+                        // known from where.
+                        let now = Instant::now();
+                        let asks = self.worker.recalling.get() > 0 && !blocked.open_ends().is_empty();
+                        let waits = self.worker.gate_closed() || asks && !blocked.is_over(now);
+                        answer = if waits { None } else { pinned.resume(now) };
                     } else if let Some(command) = blocked.in_whole_seconds(&frame) {
                         pinned.ask(&command, Expect::Blocking, discard);
                         answer = None;

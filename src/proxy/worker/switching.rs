@@ -4,21 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::recall::{open_recaller, recall};
 use super::{POOL, Worker};
-use crate::error::Result;
 use crate::proxy::Active;
 use crate::proxy::gate::{Away, Busy, DrainReport, OpenReport, PrepareReport, Undrained};
-use crate::proxy::moving::Recall;
 use crate::proxy::session::{Closing, Session};
 use crate::proxy::upstream::{Identity, Key, dial};
-use crate::resp::value::Value;
-use crate::resp::write;
-use crate::server::Client;
 
 /// Connections opened at once while a switch is prepared.
 const DIALS: usize = 32;
-/// A key that nobody has.
-const UNUSED: &str = "crossfade:check";
 
 pub(super) async fn prepare(
     worker: &Rc<Worker>,
@@ -80,76 +74,6 @@ pub(super) async fn prepare(
     Ok(PrepareReport { lanes: lanes.len(), pinned })
 }
 
-/// A connection with the gateway's own credentials, for [`recall`].
-async fn open_recaller(worker: &Worker, side: Active) -> std::result::Result<(), String> {
-    let endpoint = worker.options().endpoint(side).ok_or("no such server is configured")?;
-    let client = Client::open(endpoint, Duration::from_secs(2)).await.map_err(|error| error.to_string())?;
-    *worker.recaller.borrow_mut() = Some(client);
-    Ok(())
-}
-
-/// Recalls blocked commands with CLIENT UNBLOCK, but not while the server is paused.
-///
-/// CLIENT UNBLOCK of a command that waits because of CLIENT PAUSE ends Redis 6.2 to 8.0 and Valkey up to 8.1 ("Unknown btype in
-/// replyToBlockedClientOnTimeout", `blocked.c`), and nothing tells such a command from one that waits for an element. So it comes in a
-/// transaction with PFCOUNT: a paused server keeps it for later, as all that might be replicated, and in one that runs it
-/// nothing waits because of a pause. When the time is over before that, the connection is closed, and the transaction gone.
-async fn recall(worker: &Worker, blocked: &[Recall], deadline: tokio::time::Instant) {
-    let taken = worker.recaller.borrow_mut().take();
-    let Some(mut client) = taken else {
-        let opened = tokio::time::timeout_at(deadline, open_recaller(worker, worker.active.get())).await;
-        if let Ok(Err(error)) = opened {
-            tracing::warn!("blocked commands cannot be recalled: {error}");
-        }
-        return;
-    };
-    let recalled = async {
-        let ids = ids_of(&mut client, blocked).await?;
-        let mut commands = Vec::new();
-        write::command(&mut commands, &["MULTI"]);
-        write::command(&mut commands, &["PFCOUNT", UNUSED]);
-        for id in &ids {
-            write::command(&mut commands, &[b"CLIENT".as_slice(), b"UNBLOCK", id]);
-        }
-        write::command(&mut commands, &["EXEC"]);
-        client.pipeline(&commands, ids.len() + 3).await
-    };
-    match tokio::time::timeout_at(deadline, recalled).await {
-        Ok(Ok(replies)) => {
-            if let Some(text) = replies.iter().find_map(Value::error) {
-                tracing::warn!("CLIENT UNBLOCK was refused: {text}");
-            }
-            *worker.recaller.borrow_mut() = Some(client);
-        }
-        Ok(Err(error)) => tracing::warn!("blocked commands cannot be recalled: {error}"),
-        Err(_) => tracing::info!("the server is paused, or busy: blocked commands were not recalled in time"),
-    }
-}
-
-/// The server's ids of connections, those that are known by their address looked up in CLIENT LIST.
-async fn ids_of(client: &mut Client, blocked: &[Recall]) -> Result<Vec<Vec<u8>>> {
-    let list = if blocked.iter().any(|recall| matches!(recall, Recall::From(_))) {
-        client.call(&["CLIENT", "LIST"]).await?
-    } else {
-        Value::Nil
-    };
-    let by_address: HashMap<&[u8], &[u8]> = list
-        .as_bytes()
-        .unwrap_or_default()
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| {
-            let field =
-                |name: &[u8]| line.split(|&byte| byte == b' ').find_map(|word| word.strip_prefix(name));
-            Some((field(b"addr=")?, field(b"id=")?))
-        })
-        .collect();
-    let id = |recall: &Recall| match recall {
-        Recall::Id(id) => Some(id.to_string().into_bytes()),
-        Recall::From(address) => by_address.get(address.to_string().as_bytes()).map(|id| id.to_vec()),
-    };
-    Ok(blocked.iter().filter_map(id).collect())
-}
-
 /// Clients whose commands wait for the active side while that is away. What a server that is there has yet to answer is not
 /// meant.
 pub(super) fn away(worker: &Worker) -> Option<Away> {
@@ -174,16 +98,16 @@ pub(super) async fn drain(
 ) -> std::result::Result<DrainReport, Undrained> {
     let deadline = tokio::time::Instant::from_std(deadline);
     let mut report = DrainReport::default();
-    let mut ids = Vec::new();
+    let mut blocked = Vec::new();
     for session in worker.all_sessions() {
         let drained = session.begin_drain();
         report.transactions += usize::from(drained.transaction);
-        ids.extend(drained.recall);
+        blocked.extend(drained.recall.map(|recall| (session, recall)));
     }
-    report.recalled = ids.len();
+    report.recalled = blocked.len();
     loop {
-        if !ids.is_empty() {
-            recall(worker, &ids, deadline).await;
+        if !blocked.is_empty() {
+            recall(worker, blocked, deadline).await;
         }
         let round = tokio::time::Instant::now() + Duration::from_millis(2);
         loop {
@@ -201,7 +125,8 @@ pub(super) async fn drain(
             return Err(Undrained::Late("commands did not finish in time"));
         }
         // A blocking command may have reached the server after its recall did: asked again.
-        ids = worker.all_sessions().iter().filter_map(|session| session.still_blocked()).collect();
+        let again = |session: Rc<Session>| session.still_blocked().map(|recall| (session, recall));
+        blocked = worker.all_sessions().into_iter().filter_map(again).collect();
     }
 }
 
@@ -321,6 +246,8 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
         worker.lanes.borrow().values().filter(|lane| lane.key.side != active).cloned().collect();
     for lane in stale {
         lane.retire();
+        // Nobody is to get it any more while it comes to its end.
+        worker.forget_lane(&lane);
     }
     worker.pool.borrow_mut().retain(|key, idle| {
         idle.truncate(POOL);
