@@ -278,8 +278,14 @@ impl Parts for Live {
         self.connect().await?;
         self.standby(deadline).await?;
         self.stream_flows(deadline).await?;
-        self.outlast_pause(deadline).await?;
         let side = self.kind.origin();
+        if let Some(left) =
+            self.store.record().fence.clone().filter(|left| left.side == side && !self.open.settled)
+        {
+            // By an earlier switch. Nobody else takes it down meanwhile.
+            take_down(&self.from, &left, false).await?;
+        }
+        self.outlast_pause(deadline).await?;
         let setting = match &self.open.fence {
             Some(Fence::Setting { name, former }) => Some((name.clone(), former.clone())),
             _ => None,

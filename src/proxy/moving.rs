@@ -16,9 +16,7 @@ use crate::resp::scan::{CommandScanner, Limits};
 use crate::resp::value::{self, Value};
 use crate::resp::write;
 
-/// For the ends of streams, where a switch needs them.
-const ARMED: Duration = Duration::from_secs(2);
-/// The same when it was given up.
+/// For the ends of streams where a switch was given up.
 const AT_HOME: Duration = Duration::from_millis(50);
 
 /// What a session did when it was told to drain.
@@ -34,8 +32,6 @@ pub(super) struct Drained {
 pub(super) struct Recall {
     pub(super) whom: Whom,
     pub(super) db: u32,
-    /// When the client asked, which tells it from what the same client asks later.
-    pub(super) asked: Instant,
     /// The streams that it follows from their end, see [`Blocked::open_ends`].
     pub(super) ends: Vec<(usize, Bytes)>,
 }
@@ -84,17 +80,21 @@ impl Session {
             return None;
         }
         blocked.recalled = true;
-        Some(Recall { whom, db, asked: blocked.asked, ends: blocked.open_ends() })
+        Some(Recall { whom, db, ends: blocked.open_ends() })
     }
 
-    /// The command of that moment was recalled where its streams ended with these ids: from there it goes on.
-    pub(super) fn follow_from(&self, asked: Instant, ends: Vec<(usize, Bytes)>) {
+    /// Its command was recalled where these streams ended with these ids: from there it goes on. The command may be a later one than
+    /// was meant, if it follows the same streams.
+    pub(super) fn follow_from(&self, db: u32, ends: Vec<((usize, Bytes), Bytes)>) {
         let Ok(mut core) = self.core.try_borrow_mut() else { return };
-        let Some(blocked) = core.pinned.as_deref_mut().and_then(|pinned| pinned.blocked.as_mut()) else {
+        let Some(pinned) = core.pinned.as_deref_mut().filter(|pinned| pinned.upstream.key.identity.db == db)
+        else {
             return;
         };
-        if blocked.recalled && blocked.asked == asked {
-            ends.into_iter().for_each(|(arg, id)| blocked.set_id(arg, id));
+        let Some(blocked) = pinned.blocked.as_mut().filter(|blocked| blocked.recalled) else { return };
+        let open = blocked.open_ends();
+        for (end, id) in ends.into_iter().filter(|(end, _)| open.contains(end)) {
+            blocked.set_id(end.0, id);
         }
     }
 
@@ -207,8 +207,11 @@ impl Session {
             stand_in = Some(upstream);
         }
         // On the side where it is, the recall has asked already, as a rule; a server that does not answer holds nobody up for it.
-        let patience = if moves { ARMED } else { AT_HOME };
-        let ends = tokio::time::timeout(patience, self.ends(&key, fresh.as_mut())).await.unwrap_or_default();
+        let ends = if moves {
+            self.ends(&key, fresh.as_mut()).await
+        } else {
+            tokio::time::timeout(AT_HOME, self.ends(&key, None)).await.unwrap_or_default()
+        };
         let mut core = self.core.borrow_mut();
         let Some(mut pinned) = core.pinned.take() else { return Ok(()) };
         if let Some(blocked) = &mut pinned.blocked {
@@ -271,7 +274,7 @@ impl Session {
         else {
             return;
         };
-        if let Some(answer) = pinned.resume(Instant::now()) {
+        if let Some(answer) = pinned.resume(Instant::now(), self.worker.recalling.get() > 0) {
             self.send(&answer);
         }
         drop(core);

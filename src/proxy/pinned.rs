@@ -229,11 +229,12 @@ impl Pinned {
     }
 
     /// Issues a recalled command again, at once, so that others stay in their order; if its time is over, its answer for
-    /// the client.
-    pub(super) fn resume(&mut self, now: Instant) -> Option<Bytes> {
+    /// the client. `recalling`: a recall is under way that may find it.
+    pub(super) fn resume(&mut self, now: Instant, recalling: bool) -> Option<Bytes> {
         let blocked = self.blocked.as_mut()?;
         let (nil, discard) = blocked.held.take()?;
         let waits = blocked.is_wait();
+        blocked.recalled = recalling;
         let Some(command) = blocked.reissue(now) else {
             self.blocked = None;
             return (!discard).then_some(nil);

@@ -245,7 +245,8 @@ pub fn passes(reply: &str) -> bool {
     PASSING.contains(&code) || reply.starts_with("ERR max number of clients reached")
 }
 
-fn refusal(side: Side, command: &str, reply: &str) -> Error {
+/// The error for what a server replied to a command: a passing one where [`passes`].
+pub(crate) fn refusal(side: Side, command: &str, reply: &str) -> Error {
     let message = format!("{} was refused: {reply}", command.to_ascii_uppercase());
     if passes(reply) { Error::passing(side, message) } else { Error::new(side, message) }
 }

@@ -1,7 +1,7 @@
 //! Whether a server is held by CLIENT PAUSE … WRITE, which nothing shows but a command that is held.
 
 use super::Client;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::resp::value::Value;
 use crate::resp::write;
 
@@ -27,7 +27,7 @@ pub(crate) async fn guard(client: &mut Client) -> Result<Guard> {
             Err(why) => refusal = why,
         }
     }
-    Err(Error::new(client.side(), format!("neither PFCOUNT nor EVAL is allowed in a transaction: {refusal}")))
+    Err(super::client::refusal(client.side(), "a transaction with PFCOUNT, or with EVAL,", &refusal))
 }
 
 /// The results of a transaction, from all its replies, or why the server refused it.

@@ -294,6 +294,8 @@ async fn h31_timeouts_begun_before_a_switch_end_on_time_behind_it() {
     let back = lab.rollback().await;
     switched.push(Instant::now());
     let pauses = [&there, &back].map(|entry| entry["pause_ms"].as_f64().unwrap());
+    // What ends inside a pause is answered behind it.
+    let most = LATE + Duration::from_secs_f64(pauses.iter().sum::<f64>() / 1e3);
     let (mut late, mut early, mut crossed) = (Duration::ZERO, Duration::ZERO, [0; 3]);
     while let Some(ended) = waiting.join_next().await {
         let (asked, timeout, ended, words) = ended.unwrap();
@@ -301,7 +303,7 @@ async fn h31_timeouts_begun_before_a_switch_end_on_time_behind_it() {
         crossed[switched.iter().filter(|at| **at < due).count()] += 1;
         late = late.max(ended.saturating_duration_since(due));
         early = early.max(due.saturating_duration_since(ended));
-        assert!(ended < due + LATE, "{words:?} ended {:?} late", ended - due);
+        assert!(ended < due + most, "{words:?} ended {:?} late", ended - due);
         assert!(ended + Duration::from_millis(20) > due, "{words:?} ended {:?} early", due - ended);
     }
     eprintln!(

@@ -259,5 +259,6 @@ async fn h34_what_is_recalled_too_late_misses_nothing() {
             assert_eq!(list.frame().await.text, format!("[l:{number} {turn}]"));
         }
         lab.gateway.wait_phase("mirroring", PATIENCE).await.unwrap();
+        lab.in_step().await;
     }
 }

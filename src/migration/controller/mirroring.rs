@@ -243,6 +243,9 @@ impl Controller {
     }
 
     pub(super) fn take_fence_down(&mut self, fence: Fence) {
+        if self.unfencing.as_ref().is_some_and(|attempt| !attempt.is_finished()) {
+            return;
+        }
         let Some(endpoint) = self.endpoint(fence.side).cloned() else { return };
         let noting = self.noting.clone();
         let abandoned = fence.side != self.machine.active();

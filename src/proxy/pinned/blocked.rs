@@ -96,7 +96,6 @@ impl Blocked {
 
     /// The command with the time that is left; `None` when none is.
     pub(in crate::proxy) fn reissue(&mut self, now: Instant) -> Option<Bytes> {
-        self.recalled = false;
         if let Some(timeout) = self.timeout {
             let left = self.left(timeout, now);
             if left.is_zero() {

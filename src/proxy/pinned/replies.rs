@@ -163,9 +163,10 @@ impl Session {
                         // With the gate open, the switch was given up before this came. Then it is issued again as soon as it is
                         // known from where.
                         let now = Instant::now();
-                        let asks = self.worker.recalling.get() > 0 && !blocked.open_ends().is_empty();
+                        let recalling = self.worker.recalling.get() > 0;
+                        let asks = recalling && !blocked.open_ends().is_empty();
                         let waits = self.worker.gate_closed() || asks && !blocked.is_over(now);
-                        answer = if waits { None } else { pinned.resume(now) };
+                        answer = if waits { None } else { pinned.resume(now, recalling) };
                     } else if let Some(command) = blocked.in_whole_seconds(&frame) {
                         pinned.ask(&command, Expect::Blocking, discard);
                         answer = None;

@@ -17,14 +17,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Worker;
+use super::switching::resume;
 use crate::error::{Error, Result, Side};
 use crate::proxy::Active;
 use crate::proxy::moving::{Recall, Whom, last_id};
 use crate::proxy::session::Session;
 use crate::resp::value::Value;
 use crate::resp::write;
-use crate::server::Client;
 use crate::server::paused::{self, Guard, executed};
+use crate::server::{Client, passes};
 
 /// For the connection.
 const CONNECTED: Duration = Duration::from_secs(2);
@@ -81,7 +82,7 @@ pub(super) async fn recall(worker: &Rc<Worker>, blocked: Recalls, deadline: toki
         here.recalling.set(here.recalling.get() - 1);
         if !here.gate_closed() {
             // The switch was given up. Those that came back have waited for where their streams end.
-            here.all_sessions().iter().for_each(|session| session.resume(here.active.get()));
+            resume(&here, here.active.get());
         }
         match outcome {
             Ok(()) if here.active.get() == side => {
@@ -100,7 +101,7 @@ impl Recaller {
     async fn recall(&mut self, blocked: &Recalls) -> Result<()> {
         let ids = self.ids_of(blocked).await?;
         let mut outcome = self.attempt(blocked, &ids).await?;
-        if outcome.is_err() && self.asks {
+        if outcome.as_ref().is_err_and(|why| !passes(why)) && self.asks {
             // It may not look at those streams, or a cluster has them in other slots.
             self.asks = false;
             outcome = self.attempt(blocked, &ids).await?;
@@ -140,16 +141,16 @@ impl Recaller {
         };
         let mut results = results.into_iter().skip(1);
         for ((session, recall), _) in known() {
-            let mut found: Vec<(usize, Bytes)> = Vec::new();
+            let mut found: Vec<((usize, Bytes), Bytes)> = Vec::new();
             if self.asks && !recall.ends.is_empty() {
                 results.next();
-                for (arg, _) in &recall.ends {
-                    found.extend(results.next().as_ref().and_then(last_id).map(|id| (*arg, id)));
+                for end in &recall.ends {
+                    found.extend(results.next().as_ref().and_then(last_id).map(|id| (end.clone(), id)));
                 }
             }
             match results.next() {
                 // It waited, so there was nothing behind those ends.
-                Some(Value::Integer(1)) => session.follow_from(recall.asked, found),
+                Some(Value::Integer(1)) => session.follow_from(recall.db, found),
                 Some(Value::Error(text)) => {
                     tracing::info!("CLIENT UNBLOCK was refused: {}", String::from_utf8_lossy(&text));
                 }

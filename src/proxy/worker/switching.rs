@@ -208,13 +208,7 @@ pub(super) async fn arm(
     }
     let armed = sessions.iter().map(|session| Rc::clone(session).arm(active));
     let mut failed = failures(armed, deadline).await;
-    // Those first who have waited longest: a server serves them in the order in which they come.
-    let mut held: Vec<_> =
-        sessions.iter().filter_map(|session| Some((session.held_since()?, session))).collect();
-    held.sort_by_key(|(since, session)| (*since, session.entry.id));
-    for (_, session) in held {
-        session.resume(active);
-    }
+    resume(worker, active);
     let done = |session: &Rc<Session>| session.closing.get() == Closing::Now || session.is_armed(active);
     while !sessions.iter().all(done) {
         if tokio::time::timeout_at(deadline, worker.progress.notified()).await.is_err()
@@ -229,6 +223,17 @@ pub(super) async fn arm(
     }
     sessions.iter().for_each(|session| session.settle_in());
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+}
+
+/// Issues recalled commands again, those first who have waited longest: a server serves them in the order in which they come.
+pub(super) fn resume(worker: &Worker, active: Active) {
+    let mut held: Vec<_> = worker
+        .all_sessions()
+        .into_iter()
+        .filter_map(|session| Some((session.held_since()?, session)))
+        .collect();
+    held.sort_by_key(|(since, session)| (*since, session.entry.id));
+    held.iter().for_each(|(_, session)| session.resume(active));
 }
 
 pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenReport {
@@ -254,6 +259,10 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
         key.side == active
     });
     worker.recaller.borrow_mut().take();
+    if worker.recalling.get() == 0 {
+        // What came back since the sessions were armed; while a recall is not answered, its task does this.
+        resume(worker, active);
+    }
     for session in worker.all_sessions() {
         if let Some((held, commands)) = session.take_hold(now) {
             report.max_hold = report.max_hold.max(held);
