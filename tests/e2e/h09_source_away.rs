@@ -8,7 +8,7 @@ use crossfade::cli::demo::workload::{Plan, Workload};
 use serde_json::json;
 
 use crate::support::proxy::{Rules, Way};
-use crate::support::{Front, Lab, PATIENCE, Setup, eventually, operations};
+use crate::support::{Front, Lab, PATIENCE, Setup, Stops, eventually, operations};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h09_idle_clients_stay_and_the_next_command_waits() {
@@ -84,9 +84,8 @@ async fn h09_links_cut_in_the_middle_of_a_frame() {
 /// refused at once, and one whose source goes away while it is prepared is given up before clients are held.
 #[tokio::test(flavor = "multi_thread")]
 async fn h09_no_switch_begins_while_commands_wait_for_the_source() {
-    let stops = tempfile::tempdir().unwrap();
-    let (waits, reached) = (stops.path().join("prepare"), stops.path().join("prepare.reached"));
-    let setup = Setup::new().durable().env("CROSSFADE_STOPS", stops.path().to_str().unwrap());
+    let stops = Stops::new();
+    let setup = stops.of(Setup::new().durable());
     let mut lab = setup.config("server.reconnect_wait = \"60s\"\n").build().await;
     lab.expect_log("");
     let mut client = Connection::open(&lab.gateway.address()).await.unwrap();
@@ -113,23 +112,14 @@ async fn h09_no_switch_begins_while_commands_wait_for_the_source() {
         };
         let (answer, since) = if prepared {
             loop {
-                std::fs::write(&waits, "").unwrap();
+                stops.arm(&["prepare"]);
                 let answered = AtomicBool::new(false);
                 let switching = async {
                     let answer = gateway.post("/v1/cutover", &patient).await;
                     answered.store(true, Ordering::Relaxed);
                     answer.unwrap().1
                 };
-                let striking = async {
-                    let stands = async || reached.exists() || answered.load(Ordering::Relaxed);
-                    eventually("it is prepared", stands).await;
-                    if !reached.exists() {
-                        return None;
-                    }
-                    go_away(&mut client).await;
-                    std::fs::remove_file(&reached).unwrap();
-                    Some(Instant::now())
-                };
+                let striking = stops.at_unless(&answered, "prepare", async || go_away(&mut client).await);
                 match tokio::join!(switching, striking) {
                     (answer, Some(since)) => break (answer, since),
                     // The mirror has hardly come back.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::support::proxy::{Rules, Way};
 use crate::support::resp3::Client;
-use crate::support::{Lab, PATIENCE, Setup, eventually, since};
+use crate::support::{Lab, PATIENCE, Setup, Stops, eventually, since};
 
 /// Channels `c:0` to `c:2` and as many shards `s:0` to `s:2`.
 const CHANNELS: usize = 3;
@@ -213,8 +213,8 @@ async fn h33_subscribers_hear_each_message_once() {
 /// subscribers' connections have been heard out, and none of them is closed for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn h33_a_switch_that_is_given_up_keeps_its_subscribers() {
-    let stops = tempfile::tempdir().unwrap();
-    let mut lab = Setup::new().env("CROSSFADE_STOPS", stops.path().to_str().unwrap()).build().await;
+    let stops = Stops::new();
+    let mut lab = stops.of(Setup::new()).build().await;
     lab.expect_log("");
     lab.mirror().await;
     let address = lab.gateway.address();
@@ -222,13 +222,10 @@ async fn h33_a_switch_that_is_given_up_keeps_its_subscribers() {
     subscriber.ask(&["SUBSCRIBE", "news"]).await;
     let mut other = Client::open_resp2(&address).await;
     assert_eq!(other.ask(&["SET", "k", "v"]).await, "OK");
-    let (stop, reached) = (stops.path().join("close_gate"), stops.path().join("close_gate.reached"));
-    std::fs::write(&stop, "").unwrap();
+    stops.arm(&["close_gate"]);
     let order = json!({"max_pause": "500ms"});
     let (answer, took) = tokio::join!(lab.gateway.post("/v1/cutover", &order), async {
-        eventually("the gate is closed", async || reached.exists()).await;
-        lab.source.signal("STOP").unwrap();
-        std::fs::remove_file(&reached).unwrap();
+        stops.at("close_gate", async || lab.source.signal("STOP").unwrap()).await;
         let closed = Instant::now();
         // It is answered by the gateway itself, as soon as the gate is open.
         assert_eq!(other.ask(&["CLIENT", "SETNAME", "other"]).await, "OK");

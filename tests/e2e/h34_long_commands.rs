@@ -9,7 +9,7 @@ use crossfade::cli::demo::workload::{Plan, Workload};
 use serde_json::json;
 
 use crate::support::resp3::Client;
-use crate::support::{PATIENCE, Setup, eventually, operations};
+use crate::support::{PATIENCE, Setup, Stops, eventually, operations};
 
 /// Keeps the server busy for some milliseconds.
 const BUSY: &str = "local function now() local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 end
@@ -25,33 +25,6 @@ async fn busy(address: &str, ms: u64, times: usize) -> (String, tokio::task::Joi
         }
     });
     (format!("(id {id})"), running)
-}
-
-/// Steps at which a switch waits (`CROSSFADE_STOPS`).
-struct Stops(tempfile::TempDir);
-
-impl Stops {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn setup(&self) -> Setup {
-        Setup::new().env("CROSSFADE_STOPS", self.0.path().to_str().unwrap())
-    }
-
-    /// The next switch will wait at these.
-    fn arm(&self, steps: &[&str]) {
-        steps.iter().for_each(|step| std::fs::write(self.0.path().join(step), "").unwrap());
-    }
-
-    /// Does something while it waits there.
-    async fn at<T>(&self, step: &str, act: impl AsyncFnOnce() -> T) -> T {
-        let reached = self.0.path().join(format!("{step}.reached"));
-        eventually(step, async || reached.exists()).await;
-        let done = act().await;
-        std::fs::remove_file(&reached).unwrap();
-        done
-    }
 }
 
 /// Returns once the server is busy with a command.
@@ -91,7 +64,7 @@ async fn h34_a_script_that_runs_when_the_switch_is_ordered_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn h34_a_script_that_outlasts_the_pause_is_named_and_traffic_goes_on() {
     let stops = Stops::new();
-    let mut lab = stops.setup().build().await;
+    let mut lab = stops.of(Setup::new()).build().await;
     lab.expect_log("");
     lab.mirror().await;
     let address = lab.gateway.address();
@@ -148,7 +121,7 @@ async fn h34_a_pause_that_a_client_ordered_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn h34_blocked_commands_outlive_a_switch_that_a_pause_held_up() {
     let stops = Stops::new();
-    let mut lab = stops.setup().source(&["--hz", "100"]).build().await;
+    let mut lab = stops.of(Setup::new()).source(&["--hz", "100"]).build().await;
     lab.expect_log("");
     lab.mirror().await;
     let address = lab.gateway.address();
@@ -200,7 +173,7 @@ async fn h34_blocked_commands_outlive_a_switch_that_a_pause_held_up() {
 async fn h34_what_is_recalled_too_late_misses_nothing() {
     const READERS: usize = 10;
     let stops = Stops::new();
-    let mut lab = stops.setup().build().await;
+    let mut lab = stops.of(Setup::new()).build().await;
     lab.expect_log("");
     lab.mirror().await;
     let address = lab.gateway.address();

@@ -9,7 +9,7 @@ use crossfade::cli::demo::workload::{Plan, Workload};
 use serde_json::json;
 
 use crate::support::proxy::{Proxy, Rules, Way};
-use crate::support::{Lab, PATIENCE, Setup, eventually, operations};
+use crate::support::{Lab, PATIENCE, Setup, Stops, eventually, operations};
 
 const STEPS: [&str; 9] = [
     "prepare",
@@ -181,9 +181,9 @@ const NO_SIGN: Duration = Duration::from_millis(3);
 /// The fault strikes when a switch stands at each of its steps, on the way there and on the way back. Then: committed, or
 /// on the old side; clients go on wherever they can; nothing acknowledged is lost.
 async fn strikes_at_each_step(fault: Fault, turns: usize) {
-    let stops = tempfile::tempdir().unwrap();
+    let stops = Stops::new();
     // Synced before each answer: otherwise a server that dies may lose what it has acknowledged.
-    let setup = Setup::new().durable().env("CROSSFADE_STOPS", stops.path().to_str().unwrap());
+    let setup = stops.of(Setup::new().durable());
     let setup = if fault == Fault::NewOutOfReach { setup.proxies() } else { setup };
     let mut lab = setup.build().await;
     lab.expect_log("");
@@ -201,8 +201,7 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
             let order = if there { "cutover" } else { "rollback" };
             let (from, to) = if there { ("source", "destination") } else { ("destination", "source") };
             let what = format!("{order} at {step}, {fault:?}");
-            let (waits, reached) = (stops.path().join(step), stops.path().join(format!("{step}.reached")));
-            std::fs::write(&waits, "").unwrap();
+            stops.arm(&[step]);
             let Lab { gateway, source, destination, source_proxy, destination_proxy, .. } = &mut lab;
             let mut ends = if there {
                 Ends { old: source, new: destination, proxy: destination_proxy.as_ref() }
@@ -217,16 +216,11 @@ async fn strikes_at_each_step(fault: Fault, turns: usize) {
                     answered.store(true, Ordering::Relaxed);
                     answer.unwrap().1
                 };
-                let striking = async {
-                    eventually(&what, async || reached.exists() || answered.load(Ordering::Relaxed)).await;
-                    if !reached.exists() {
-                        return None;
-                    }
+                let striking = stops.at_unless(&answered, step, async || {
                     fault.strikes(&mut ends);
                     tokio::time::sleep(NO_SIGN).await;
-                    std::fs::remove_file(&reached).unwrap();
-                    Some(Instant::now())
-                };
+                    Instant::now()
+                });
                 match tokio::join!(switching, striking) {
                     (answer, Some(struck)) => break (answer, struck.elapsed()),
                     // A busy machine does not get that far: the mirror lags too much, the pause is too short.

@@ -19,6 +19,7 @@ pub mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossfade::cli::demo::connection::Reply;
@@ -326,6 +327,46 @@ pub fn since(redis: &str, valkey: &str, what: &str) -> bool {
 pub fn is_since(redis: &str, valkey: &str) -> bool {
     static VERSION: OnceLock<Version> = OnceLock::new();
     VERSION.get_or_init(|| version("")).since(redis, valkey)
+}
+
+/// Steps at which a switch waits (`CROSSFADE_STOPS`).
+pub struct Stops(tempfile::TempDir);
+
+impl Stops {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn of(&self, setup: Setup) -> Setup {
+        setup.env("CROSSFADE_STOPS", self.0.path().to_str().unwrap())
+    }
+
+    /// The next switch will wait at these.
+    pub fn arm(&self, steps: &[&str]) {
+        steps.iter().for_each(|step| std::fs::write(self.0.path().join(step), "").unwrap());
+    }
+
+    /// Does something while it waits there.
+    pub async fn at<T>(&self, step: &str, act: impl AsyncFnOnce() -> T) -> T {
+        self.at_unless(&AtomicBool::new(false), step, act).await.unwrap()
+    }
+
+    /// As [`Self::at`], unless the switch is `over` before it comes to that step.
+    pub async fn at_unless<T>(
+        &self,
+        over: &AtomicBool,
+        step: &str,
+        act: impl AsyncFnOnce() -> T,
+    ) -> Option<T> {
+        let reached = self.0.path().join(format!("{step}.reached"));
+        eventually(step, async || reached.exists() || over.load(Ordering::Relaxed)).await;
+        if !reached.exists() {
+            return None;
+        }
+        let done = act().await;
+        std::fs::remove_file(&reached).unwrap();
+        Some(done)
+    }
 }
 
 /// Waits until the condition holds.

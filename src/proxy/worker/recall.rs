@@ -71,14 +71,14 @@ pub(super) async fn recall(worker: &Rc<Worker>, blocked: Recalls, deadline: toki
         }
         return;
     };
-    if recaller.guard.is_none() {
+    let Some(guard) = recaller.guard else {
         *worker.recaller.borrow_mut() = Some(recaller);
         return;
-    }
+    };
     worker.recalling.set(worker.recalling.get() + 1);
     let here = Rc::clone(worker);
     let recalled = tokio::task::spawn_local(async move {
-        let outcome = recaller.recall(&blocked).await;
+        let outcome = recaller.recall(guard, &blocked).await;
         here.recalling.set(here.recalling.get() - 1);
         if !here.gate_closed() {
             // The switch was given up. Those that came back have waited for where their streams end.
@@ -98,13 +98,13 @@ pub(super) async fn recall(worker: &Rc<Worker>, blocked: Recalls, deadline: toki
 }
 
 impl Recaller {
-    async fn recall(&mut self, blocked: &Recalls) -> Result<()> {
+    async fn recall(&mut self, guard: Guard, blocked: &Recalls) -> Result<()> {
         let ids = self.ids_of(blocked).await?;
-        let mut outcome = self.attempt(blocked, &ids).await?;
+        let mut outcome = self.attempt(guard, blocked, &ids).await?;
         if outcome.as_ref().is_err_and(|why| !passes(why)) && self.asks {
             // It may not look at those streams, or a cluster has them in other slots.
             self.asks = false;
-            outcome = self.attempt(blocked, &ids).await?;
+            outcome = self.attempt(guard, blocked, &ids).await?;
         }
         outcome.map_err(|why| Error::new(Side::Client, format!("CLIENT UNBLOCK was refused: {why}")))
     }
@@ -115,9 +115,12 @@ impl Recaller {
     /// The connection failed.
     async fn attempt(
         &mut self,
+        guard: Guard,
         blocked: &Recalls,
         ids: &[Option<Vec<u8>>],
     ) -> Result<std::result::Result<(), String>> {
+        let asks = self.asks;
+        let asks = |recall: &Recall| asks && !recall.ends.is_empty();
         let known = || blocked.iter().zip(ids).filter_map(|(one, id)| Some((one, id.as_ref()?)));
         let mut commands = Vec::new();
         let mut count = 0;
@@ -126,9 +129,9 @@ impl Recaller {
             count += 1;
         };
         add(&[b"MULTI"]);
-        add(&self.guard.unwrap_or_default().iter().map(|word| word.as_bytes()).collect::<Vec<_>>());
+        add(&guard.iter().map(|word| word.as_bytes()).collect::<Vec<_>>());
         for ((_, recall), id) in known() {
-            if self.asks && !recall.ends.is_empty() {
+            if asks(recall) {
                 add(&[b"SELECT", recall.db.to_string().as_bytes()]);
                 recall.ends.iter().for_each(|(_, key)| add(&[b"XINFO", b"STREAM", key]));
             }
@@ -142,7 +145,7 @@ impl Recaller {
         let mut results = results.into_iter().skip(1);
         for ((session, recall), _) in known() {
             let mut found: Vec<((usize, Bytes), Bytes)> = Vec::new();
-            if self.asks && !recall.ends.is_empty() {
+            if asks(recall) {
                 results.next();
                 for end in &recall.ends {
                     found.extend(results.next().as_ref().and_then(last_id).map(|id| (end.clone(), id)));

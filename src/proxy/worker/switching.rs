@@ -245,6 +245,9 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
         worker.shared.unknown.forget_missing();
         worker.anonymous.set(false);
         worker.unreached.set(None);
+    } else if worker.recalling.get() == 0 {
+        // What came back since the sessions were armed; while a recall is not answered, its task does this.
+        resume(worker, active);
     }
     worker.gate_closed.set(false);
     let stale: Vec<_> =
@@ -259,10 +262,6 @@ pub(super) fn open(worker: &Rc<Worker>, active: Active, epoch: u64) -> OpenRepor
         key.side == active
     });
     worker.recaller.borrow_mut().take();
-    if worker.recalling.get() == 0 {
-        // What came back since the sessions were armed; while a recall is not answered, its task does this.
-        resume(worker, active);
-    }
     for session in worker.all_sessions() {
         if let Some((held, commands)) = session.take_hold(now) {
             report.max_hold = report.max_hold.max(held);
