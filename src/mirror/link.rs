@@ -17,7 +17,7 @@ use super::position::{Direction, Mark, POSITION_KEY, lineage};
 use super::transform::Dialect;
 use crate::error::{Error, Result, Side};
 use crate::resp::value::Value;
-use crate::server::{Capabilities, Client, Endpoint, Flavour, Stream};
+use crate::server::{Capabilities, Client, Endpoint, Flavour, Stream, processors};
 
 /// What the position key holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,6 +228,7 @@ impl Link {
                 )));
             }
             *filled += read;
+            processors::note_destination(stream);
             let Some(flight) = in_flight else {
                 return Poll::Ready(Err(io::Error::other("the server spoke without being asked")));
             };
@@ -241,5 +242,11 @@ impl Link {
                 return Poll::Ready(Err(io::Error::other("an error reply has no end")));
             }
         }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        processors::forget_destination();
     }
 }

@@ -1,4 +1,13 @@
-//! On which processors a thread may run, and which of them a worker shares with a server beside it.
+//! On which processors a thread may run, which of them a worker shares with a server beside it, and which the mirror leaves alone.
+//!
+//! On a full machine with two processors there are three things to be done at a time: the clients, the worker with its server, and the
+//! destination. Two of them come to share a processor, and the kernel decides which, as it sees fit, some ten times a second:
+//!
+//! ```text
+//! worker, server, destination | clients, mirror
+//! worker, server, mirror      | clients, destination
+//! ```
+//! The mirror, which has the least to do, makes up for it: it keeps off the processor on which the destination was last.
 //!
 //! Only Linux knows any of this; elsewhere [`Processors::allowed`] is `None`, and everything stays with the kernel.
 
@@ -6,24 +15,51 @@ use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub(crate) use platform::{Processors, incoming};
+use super::Stream;
+
+pub(crate) use platform::Processors;
 
 /// The processor that a worker and its server share for the time being; [`NONE`] while there is no such thing.
 static SHARED: AtomicUsize = AtomicUsize::new(NONE);
+/// The processor on which the server was, when it answered last, that the mirror writes to; [`NONE`] where that is not known.
+static DESTINATION: AtomicUsize = AtomicUsize::new(NONE);
 const NONE: usize = usize::MAX;
 
-/// Says, to threads that had better keep off it, on which processor a worker stays beside its server.
+/// Says, to threads that had better know, on which processor a worker stays beside its server.
 pub(crate) fn share(processor: Option<usize>) {
     SHARED.store(processor.unwrap_or(NONE), Ordering::Relaxed);
 }
 
-/// Keeps the calling thread off the processor that a worker shares with its server: what it does there would hold up every client.
-/// To be called again and again; costs next to nothing while the worker stays where it was.
+/// The same of the destination, which has just answered on this connection; costs next to nothing while no worker stays anywhere.
+pub(crate) fn note_destination(stream: &Stream) {
+    if SHARED.load(Ordering::Relaxed) != NONE {
+        DESTINATION.store(of_server(stream).unwrap_or(NONE), Ordering::Relaxed);
+    }
+}
+
+/// The mirror has no connection to a destination any more.
+pub(crate) fn forget_destination() {
+    DESTINATION.store(NONE, Ordering::Relaxed);
+}
+
+/// On which processor a server on this machine was when it sent what came last on this connection; `None` for any other server, and
+/// where it is not known.
+pub(crate) fn of_server(stream: &Stream) -> Option<usize> {
+    let Stream::Tcp(tcp) = stream else { return None };
+    let here = tcp.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
+    if here { platform::incoming(tcp) } else { None }
+}
+
+/// While a worker stays beside its server, keeps the calling thread off the destination's processor, and off the worker's where others
+/// are left; off the worker's alone as long as nothing is known of the destination.
+/// To be called again and again; costs next to nothing while all are where they were.
 pub fn stand_aside() {
     thread_local! {
         static ASIDE: RefCell<Aside> = RefCell::new(Aside::new());
     }
-    ASIDE.with_borrow_mut(|aside| aside.keep_off(SHARED.load(Ordering::Relaxed)));
+    ASIDE.with_borrow_mut(|aside| {
+        aside.keep_off(SHARED.load(Ordering::Relaxed), DESTINATION.load(Ordering::Relaxed));
+    });
 }
 
 /// Lets the calling thread run wherever the process could at its start: a thread inherits what bound the one that started it.
@@ -39,23 +75,27 @@ fn whole() -> Option<&'static Processors> {
     WHOLE.get_or_init(Processors::allowed).as_ref()
 }
 
-/// A thread that keeps off a processor.
+/// A thread that keeps off processors.
 struct Aside {
     allowed: Option<Processors>,
-    kept_off: usize,
+    kept_off: (usize, usize),
 }
 
 impl Aside {
     fn new() -> Self {
-        Self { allowed: whole().filter(|all| all.count() > 1).cloned(), kept_off: NONE }
+        Self { allowed: whole().filter(|all| all.count() > 1).cloned(), kept_off: (NONE, NONE) }
     }
 
+    /// `shared`: where a worker stays beside its server; `destination`: where the other server is.
     #[inline]
-    fn keep_off(&mut self, processor: usize) {
-        if processor != self.kept_off {
-            self.kept_off = processor;
+    fn keep_off(&mut self, shared: usize, destination: usize) {
+        let destination = if shared == NONE { NONE } else { destination };
+        if (shared, destination) != self.kept_off {
+            self.kept_off = (shared, destination);
             if let Some(allowed) = &self.allowed {
-                allowed.without(processor).apply();
+                let (one, both) =
+                    (allowed.without(destination), allowed.without(destination).without(shared));
+                if both.count() > 0 { both } else { one }.apply();
             }
         }
     }
@@ -183,6 +223,29 @@ mod tests {
         assert_eq!(idle_seconds("cpu0 1 2 3 4\ncpu1 1 2 3 x 5\ncpux 1 2 3 4 5\n").count(), 0);
     }
 
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn a_server_on_this_machine_is_where_it_sent_from() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let mut stream = Stream::Tcp(client);
+        let all = Processors::allowed().unwrap();
+        for number in (0..1024).filter(|number| all.has(*number)) {
+            let server = &server;
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    all.only(number).unwrap().apply();
+                    assert_eq!(server.try_write(b"+OK").unwrap(), 3);
+                });
+            });
+            assert_eq!(tokio::io::AsyncReadExt::read_exact(&mut stream, &mut [0; 3]).await.unwrap(), 3);
+            assert_eq!(of_server(&stream), Some(number));
+        }
+        let (unix, _other) = tokio::net::UnixStream::pair().unwrap();
+        assert_eq!(of_server(&Stream::Unix(unix)), None);
+    }
+
     #[test]
     #[cfg(target_os = "linux")]
     fn a_thread_keeps_off_what_another_shares_with_its_server() {
@@ -193,12 +256,20 @@ mod tests {
             if all.count() < 2 {
                 return;
             }
-            let first = (0..).find(|number| all.has(*number)).unwrap();
+            let mut numbers = (0..).filter(|number| all.has(*number));
+            let (first, second) = (numbers.next().unwrap(), numbers.next().unwrap());
             assert_eq!(all.only(usize::MAX - 1), None);
-            aside.keep_off(first);
+            aside.keep_off(first, NONE);
             assert_eq!(here(), all.without(first));
             assert_eq!(here().count(), all.count() - 1);
-            aside.keep_off(NONE);
+            aside.keep_off(first, first);
+            assert_eq!(here(), all.without(first));
+            // The other one is all that is left on a machine that has two.
+            aside.keep_off(first, second);
+            let both = all.without(first).without(second);
+            assert_eq!(here(), if both.count() > 0 { both } else { all.without(second) });
+            // No worker stays anywhere.
+            aside.keep_off(NONE, second);
             assert_eq!(here(), all);
             all.only(first).unwrap().apply();
             roam();
