@@ -10,7 +10,7 @@ use crate::resp::write;
 pub(crate) type Guard = &'static [&'static str];
 
 /// The key is nobody's. PFCOUNT asks for the right to write that key, EVAL for the right to run scripts; a user may lack either.
-const GUARDS: [Guard; 2] = [&["PFCOUNT", "crossfade:check"], &["EVAL", "return 0", "0"]];
+pub(crate) const GUARDS: [Guard; 2] = [&["PFCOUNT", "crossfade:check"], &["EVAL", "return 0", "0"]];
 
 /// A guard that this user may have in a transaction. While the server is paused, the answer takes until the pause is over.
 ///

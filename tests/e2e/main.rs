@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod check;
 mod checker;
 mod client_features;
 mod copy;

@@ -93,6 +93,13 @@ fn reached(server: &Server, all: &mut Vec<Finding>) {
         );
         all.push(Finding::warn(side, what, format!("allow it: {grant}")));
     }
+    if server.no_recalls {
+        all.push(Finding::warn(
+            side,
+            "the gateway's user may use neither PFCOUNT nor EVAL: a switch away from it is given up while clients wait in blocking commands",
+            format!("allow one of them: {grant}"),
+        ));
+    }
     if server.clock.ahead_ms.abs() > 500 + server.clock.within_ms {
         all.push(Finding::warn(
             side,
@@ -485,6 +492,7 @@ mod tests {
             clock: Clock { ahead_ms: 0, within_ms: 1 },
             modules: Vec::new(),
             denied: Vec::new(),
+            no_recalls: false,
             replication_refused: None,
             unfit: None,
             own_keys: 0,
@@ -552,6 +560,7 @@ mod tests {
         only(&after(|s, _, _| s.loading = true), Warn, Source, "loading");
         only(&after(|s, _, _| s.denied.push("PSYNC".into())), Error, Source, "may not use PSYNC");
         only(&after(|_, d, _| d.denied.push("PSYNC".into())), Warn, Destination, "no rollback");
+        only(&after(|s, _, _| s.no_recalls = true), Warn, Source, "neither PFCOUNT nor EVAL");
         only(&after(|s, _, _| s.backlog = Some(MIB)), Warn, Source, "repl-backlog-size");
         only(&after(|s, _, _| s.buffer_limit = None), Warn, Source, "does not tell");
         only(&after(|s, _, _| s.capabilities.pause_write = false), Warn, Source, "CLIENT PAUSE");

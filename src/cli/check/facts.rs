@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::backfill::primary;
 use crate::config::Config;
 use crate::resp::value::Value;
-use crate::server::{Capabilities, Client, Clock, Endpoint, Events, Keyspace};
+use crate::server::{Capabilities, Client, Clock, Endpoint, Events, Keyspace, paused};
 use crate::{Result, Side};
 
 /// Everything that was found out.
@@ -75,6 +75,8 @@ pub(super) struct Server {
     pub(super) modules: Vec<String>,
     /// Commands that the gateway needs there and this user may not give.
     pub(super) denied: Vec<String>,
+    /// It may not do what a blocked command is recalled with.
+    pub(super) no_recalls: bool,
     /// The handshake of a replica was refused with this.
     pub(super) replication_refused: Option<String>,
     /// Why it cannot load the snapshot as a replica.
@@ -137,7 +139,8 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         events: Events::ask(&mut client).await?,
         clock,
         modules: modules(&client.call(&["MODULE", "LIST"]).await?),
-        denied: denied(&mut client, &capabilities, endpoint.side).await?,
+        denied: Vec::new(),
+        no_recalls: false,
         replication_refused: None,
         unfit: None,
         own_keys: 0,
@@ -145,6 +148,7 @@ async fn server(endpoint: &Endpoint, config: &Config) -> Result<Server> {
         holder: None,
         capabilities,
     };
+    rights(&mut client, &mut found).await?;
     if endpoint.db != 0 {
         client.command(&["SELECT", "0"]).await?;
     }
@@ -189,7 +193,7 @@ pub(super) fn buffer_limit(text: &str) -> Option<BufferLimit> {
 }
 
 /// What the gateway's own user needs, as `ACL DRYRUN` (7.0+) takes it.
-const NEEDED_EVERYWHERE: [&[&str]; 9] = [
+const NEEDED_EVERYWHERE: [&[&str]; 10] = [
     &["psync", "?", "-1"],
     &["replconf", "ack", "0"],
     &["info"],
@@ -199,6 +203,7 @@ const NEEDED_EVERYWHERE: [&[&str]; 9] = [
     &["client", "pause", "1", "write"],
     &["client", "unblock", "1"],
     &["multi"],
+    &["exec"],
 ];
 const NEEDED_TO_WRITE: [&[&str]; 5] = [
     &["restore", "crossfade:check", "0", "x"],
@@ -208,35 +213,39 @@ const NEEDED_TO_WRITE: [&[&str]; 5] = [
     &["publish", "crossfade:check", "x"],
 ];
 
-async fn denied(client: &mut Client, capabilities: &Capabilities, side: Side) -> Result<Vec<String>> {
-    let mut denied = Vec::new();
-    let Some(user) = client.call(&["ACL", "WHOAMI"]).await?.as_str().map(str::to_owned) else {
-        return Ok(denied);
+/// Finds out what the gateway's user may not do there. From 7.0 on, and only with the right to ask; the handshake tells the rest.
+async fn rights(client: &mut Client, server: &mut Server) -> Result<()> {
+    let user = match client.call(&["ACL", "WHOAMI"]).await?.as_str() {
+        Some(user) if server.capabilities.at_least(7, 0) => user.to_owned(),
+        _ => return Ok(()),
     };
-    if !capabilities.at_least(7, 0) {
-        return Ok(denied);
-    }
-    let to_write = if side == Side::Destination { &NEEDED_TO_WRITE[..] } else { &[] };
+    let to_write = if server.side == Side::Destination { &NEEDED_TO_WRITE[..] } else { &[] };
     for needed in NEEDED_EVERYWHERE.iter().chain(to_write) {
-        let mut question = vec!["ACL", "DRYRUN", &user];
-        question.extend_from_slice(needed);
-        match client.call(&question).await? {
-            // Without the right to ask there is no answer; the handshake tells the rest.
-            Value::Error(_) => return Ok(denied),
-            reply if reply.is_ok() => {}
-            _ => denied.push(
-                needed
-                    .iter()
-                    .take(2)
-                    .copied()
-                    .filter(|word| word.bytes().all(|b| b.is_ascii_alphabetic()))
-                    .collect::<Vec<_>>()
-                    .join(" ")
-                    .to_uppercase(),
-            ),
+        match may(client, &user, needed).await? {
+            None => return Ok(()),
+            Some(true) => {}
+            Some(false) => {
+                let words =
+                    needed.iter().take(2).filter(|word| word.bytes().all(|b| b.is_ascii_alphabetic()));
+                server.denied.push(words.copied().collect::<Vec<_>>().join(" ").to_uppercase());
+            }
         }
     }
-    Ok(denied)
+    for guard in paused::GUARDS {
+        server.no_recalls = may(client, &user, guard).await? == Some(false);
+        if !server.no_recalls {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a user may run a command; `None` where that may not be asked.
+async fn may(client: &mut Client, user: &str, command: &[&str]) -> Result<Option<bool>> {
+    let mut question = vec!["ACL", "DRYRUN", user];
+    question.extend_from_slice(command);
+    let reply = client.call(&question).await?;
+    Ok(reply.error().is_none().then(|| reply.is_ok()))
 }
 
 /// The handshake of a replica up to, but without, PSYNC: nothing is started on the server.
