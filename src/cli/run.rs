@@ -35,7 +35,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
-        // What it does meanwhile should not hold up the clients.
+        // Also those for blocking work, which are started by threads that stand aside.
+        .on_thread_start(server::roam)
+        // What it does should hold up nobody, on a full machine.
         .on_thread_park(server::stand_aside)
         .enable_all()
         .build()

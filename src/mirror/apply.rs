@@ -27,7 +27,7 @@ use super::{Position, Request, SettleReport, Stage, Trouble};
 use crate::backfill::Pace;
 use crate::error::{Error, Result};
 use crate::replication::{JournalReader, Link as ReceiverLink};
-use crate::server::Client;
+use crate::server::{Client, processors};
 
 /// How long a position that moved over bytes without effect may stay unwritten.
 const WRITE_POSITION: Duration = Duration::from_secs(10);
@@ -253,6 +253,9 @@ impl Task {
                     }
                 }
                 Event::Tick => {
+                    if flow.written_at.elapsed() > TICK {
+                        processors::forget_destination();
+                    }
                     self.watch_source(flow)?;
                     if self.watch_stall(flow).await {
                         let error = Error::passing(self.options.to.side, "a batch got no answer, others did");

@@ -32,7 +32,7 @@ use super::session::Session;
 use super::upstream::{Identity, Key, Upstream};
 use super::{Active, ProxyOptions};
 use crate::error::{Error, Result, Side};
-use crate::server::Stream;
+use crate::server::{Stream, roam};
 
 use company::Company;
 use recall::Recaller;
@@ -362,6 +362,8 @@ pub(super) fn spawn(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_park(give_way)
+        // Those that give back memory do not stay beside the server.
+        .on_thread_start(roam)
         .max_io_events_per_tick(EVENTS)
         .build()
         .map_err(|cause| Error::new(Side::Gateway, "cannot start a worker").because(cause))?;

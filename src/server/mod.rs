@@ -29,7 +29,7 @@ pub use clock::Clock;
 pub use endpoint::Endpoint;
 pub use events::Events;
 pub use info::{Info, Keyspace};
-pub use processors::stand_aside;
+pub use processors::{roam, stand_aside};
 pub use scheduling::let_neighbours_run;
 pub(crate) use socket::{keep_alive, swift};
 pub use stream::Stream;

@@ -7,7 +7,8 @@
 //! worker, server, destination | clients, mirror
 //! worker, server, mirror      | clients, destination
 //! ```
-//! The mirror, which has the least to do, makes up for it: it keeps off the processor on which the destination was last.
+//! The mirror, which has the least to do, makes up for it: it keeps off the processor on which the destination was last. With three
+//! processors it keeps off the worker's, with more off both.
 //!
 //! Only Linux knows any of this; elsewhere [`Processors::allowed`] is `None`, and everything stays with the kernel.
 
@@ -30,14 +31,14 @@ pub(crate) fn share(processor: Option<usize>) {
     SHARED.store(processor.unwrap_or(NONE), Ordering::Relaxed);
 }
 
-/// The same of the destination, which has just answered on this connection; costs next to nothing while no worker stays anywhere.
+/// The same of the destination, where it was when it answered on this connection a moment ago; costs next to nothing while no worker stays anywhere.
 pub(crate) fn note_destination(stream: &Stream) {
     if SHARED.load(Ordering::Relaxed) != NONE {
         DESTINATION.store(of_server(stream).unwrap_or(NONE), Ordering::Relaxed);
     }
 }
 
-/// The mirror has no connection to a destination any more.
+/// The destination has nothing to do, or the mirror no connection to it any more.
 pub(crate) fn forget_destination() {
     DESTINATION.store(NONE, Ordering::Relaxed);
 }
@@ -50,8 +51,8 @@ pub(crate) fn of_server(stream: &Stream) -> Option<usize> {
     if here { platform::incoming(tcp) } else { None }
 }
 
-/// While a worker stays beside its server, keeps the calling thread off the destination's processor, and off the worker's where others
-/// are left; off the worker's alone as long as nothing is known of the destination.
+/// While a worker stays beside its server, keeps the calling thread off the destination's processor if there are two, off the worker's if
+/// there are three, and off both if there are more; off the worker's alone as long as nothing is known of the destination.
 /// To be called again and again; costs next to nothing while all are where they were.
 pub fn stand_aside() {
     thread_local! {
@@ -63,7 +64,7 @@ pub fn stand_aside() {
 }
 
 /// Lets the calling thread run wherever the process could at its start: a thread inherits what bound the one that started it.
-pub(crate) fn roam() {
+pub fn roam() {
     if let Some(whole) = whole() {
         whole.apply();
     }
@@ -93,9 +94,13 @@ impl Aside {
         if (shared, destination) != self.kept_off {
             self.kept_off = (shared, destination);
             if let Some(allowed) = &self.allowed {
-                let (one, both) =
-                    (allowed.without(destination), allowed.without(destination).without(shared));
-                if both.count() > 0 { both } else { one }.apply();
+                let rest = allowed.without(shared).without(destination);
+                let here = match allowed.count() {
+                    2 if rest.count() == 0 => allowed.without(destination),
+                    3 => allowed.without(shared),
+                    _ => rest,
+                };
+                here.apply();
             }
         }
     }
@@ -230,6 +235,7 @@ mod tests {
         let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         let mut stream = Stream::Tcp(client);
+        server.writable().await.unwrap();
         let all = Processors::allowed().unwrap();
         for number in (0..1024).filter(|number| all.has(*number)) {
             let server = &server;
@@ -264,10 +270,13 @@ mod tests {
             assert_eq!(here().count(), all.count() - 1);
             aside.keep_off(first, first);
             assert_eq!(here(), all.without(first));
-            // The other one is all that is left on a machine that has two.
             aside.keep_off(first, second);
-            let both = all.without(first).without(second);
-            assert_eq!(here(), if both.count() > 0 { both } else { all.without(second) });
+            let expected = match all.count() {
+                2 => all.without(second),
+                3 => all.without(first),
+                _ => all.without(first).without(second),
+            };
+            assert_eq!(here(), expected);
             // No worker stays anywhere.
             aside.keep_off(NONE, second);
             assert_eq!(here(), all);

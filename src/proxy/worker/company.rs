@@ -32,6 +32,8 @@ const WINDOW: Duration = Duration::from_millis(90);
 /// The server's processor is asked for once in so many answers: about once in a millisecond, when it matters. With 64 a mirror costs 3 %
 /// more of the throughput.
 const ANSWERS: u32 = 4;
+/// With fewer answers than this from one tick of the worker to the next, it is not the gateway that fills the machine.
+const BUSY: u32 = 64;
 /// So many windows in a row in which the worker's processor was full and more than [`IDLE`] others were idle, and staying is to blame.
 const WASTED: u32 = 5;
 /// For how long the worker roams then.
@@ -42,9 +44,10 @@ pub(super) struct Company {
     /// None where it does not apply: other workers run beside this one, or there is only one processor.
     place: Option<RefCell<Place>>,
     full: Cell<bool>,
-    /// Answers since the server's processor was asked for.
+    /// Answers since the last look.
     answers: Cell<u32>,
-    /// Whether a server on this machine has given that many answers since the last look.
+    /// Whether it has been asked since then where the server is, and whether that is on this machine.
+    asked: Cell<bool>,
     near: Cell<bool>,
 }
 
@@ -56,6 +59,7 @@ impl Company {
             place: place.map(RefCell::new),
             full: Cell::new(false),
             answers: Cell::new(0),
+            asked: Cell::new(false),
             near: Cell::new(false),
         }
     }
@@ -65,7 +69,9 @@ impl Company {
     pub(super) fn look(&self, now: Instant, apart: bool) {
         let Some(place) = &self.place else { return };
         let mut place = place.borrow_mut();
-        if self.near.take() && !apart {
+        let busy = self.answers.take() >= BUSY;
+        self.asked.set(false);
+        if self.near.take() && busy && !apart {
             let idle = place.allowed.idle();
             self.full.set(place.is_for_staying(now, idle).unwrap_or(self.full.get()));
         } else {
@@ -81,15 +87,15 @@ impl Company {
     #[inline]
     pub(super) fn answered(&self, stream: &Stream) {
         let answers = self.answers.get() + 1;
-        self.answers.set(answers % ANSWERS);
-        if answers == ANSWERS {
+        self.answers.set(answers);
+        if answers.is_multiple_of(ANSWERS) {
             self.follow(stream);
         }
     }
 
     fn follow(&self, stream: &Stream) {
         let Some(place) = &self.place else { return };
-        if self.near.get() && !self.full.get() {
+        if self.asked.replace(true) && !self.full.get() {
             return;
         }
         if let Some(processor) = processors::of_server(stream) {
@@ -151,10 +157,15 @@ impl Place {
     }
 
     fn stay_on(&mut self, processor: usize) {
-        // Where it is not allowed or not possible, the kernel goes on choosing.
-        if self.stays != Some(processor) && self.allowed.only(processor).is_some_and(|one| one.apply()) {
+        if self.stays == Some(processor) {
+            return;
+        }
+        if self.allowed.only(processor).is_some_and(|one| one.apply()) {
             self.stays = Some(processor);
             processors::share(self.stays);
+        } else {
+            // Where it is not allowed or not possible, the kernel chooses.
+            self.leave();
         }
     }
 
@@ -221,6 +232,10 @@ mod tests {
             assert_eq!((place.stays, here()), (None, all.clone()));
             place.stay_on(first);
             assert_eq!((place.stays, here()), (Some(first), all.only(first).unwrap()));
+            // The server went where this one may not.
+            place.stay_on(usize::MAX - 1);
+            assert_eq!((place.stays, here()), (None, all.clone()));
+            place.stay_on(first);
             place.leave();
             assert_eq!((place.stays, here()), (None, all));
         })

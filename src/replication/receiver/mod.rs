@@ -346,6 +346,7 @@ impl Task {
 
     /// One connection, from its beginning to its end. `Ok`: the next one should follow at once.
     async fn attempt(&mut self) -> Result<()> {
+        processors::stand_aside();
         self.persist(Self::place).await;
         let ask = self.question();
         let how = Introduction {
@@ -549,6 +550,7 @@ impl Task {
                 sent = send(&mut writer, &mut out), if unsent => Event::Sent(sent),
                 read = reader.read_buf(&mut input) => Event::Read(read),
             };
+            processors::stand_aside();
             match event {
                 Event::Read(read) => {
                     if read.map_err(broken)? == 0 {
@@ -565,7 +567,6 @@ impl Task {
                     if busy && demanded.is_none() && !self.options.hurry.load(Ordering::Relaxed) {
                         // This thread has nothing else to do, and timers of the runtime are coarser.
                         std::thread::sleep(PACE);
-                        processors::stand_aside();
                     }
                 }
                 Event::Tick => {
