@@ -451,12 +451,19 @@ impl Session {
             }
             return true;
         }
+        let (have, need) = (core.input.len(), core.scanner.need());
+        // Of what is here by now no whole command can be taken, unless it is the session that is stuck. One read may take more than
+        // the end of a command, so this is not asked behind it.
+        if have > self.worker.options().listen.query_buffer_limit && (!stuck || have < need) {
+            tracing::info!(client = %self.entry.addr, "a client was closed: its command passed listen.query_buffer_limit");
+            self.closing.set(Closing::Now);
+            return true;
+        }
         // What waits at a closed gate or behind a slow step is bounded: beyond it the client's own socket fills.
-        if stuck && core.input.len() > 256 * 1024 && core.scanner.need() == 0 {
+        if stuck && have > 256 * 1024 && have >= need {
             return false;
         }
-        let have = core.input.len();
-        let chunk = core.scanner.need().saturating_sub(have).clamp(16 * 1024, TURN);
+        let chunk = need.saturating_sub(have).clamp(16 * 1024, TURN);
         let got = match self.stream.borrow_mut().poll_append(cx, &mut core.input, chunk) {
             Poll::Pending => return false,
             Poll::Ready(Ok(got)) => got,
@@ -466,10 +473,6 @@ impl Session {
             core.eof = true;
         }
         self.note_input(got);
-        if core.input.len() > self.worker.options().listen.query_buffer_limit {
-            tracing::info!(client = %self.entry.addr, "a client was closed: its command passed listen.query_buffer_limit");
-            self.closing.set(Closing::Now);
-        }
         true
     }
 

@@ -319,11 +319,19 @@ async fn limits_query_buffer() {
     let below = "x".repeat((1 << 20) - 100);
     assert_eq!(client.ask(&["SET", "k", &below]).await, "OK");
     // A pipeline may be longer: it is no unfinished command.
+    let set = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n{below}\r\n", below.len());
+    let (most, end) = set.as_bytes().split_at(set.len() - 8192);
     for _ in 0..3 {
-        client.queue(&["SET", "k", &below]);
+        client.queue_raw(set.as_bytes());
     }
+    // The end of one comes with the beginning of another.
+    client.queue_raw(most);
     client.flush().await;
-    for _ in 0..3 {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.queue_raw(end);
+    client.queue_raw(set.as_bytes());
+    client.flush().await;
+    for _ in 0..5 {
         assert_eq!(client.frame().await.text, "OK");
     }
     // One that is never finished.
